@@ -1,0 +1,42 @@
+# The two commands are `make lab` and `make test`; they need Python >= 3.11, git and make, nothing else.
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-test lab test notebooks report bench train lock clean
+
+PY := .venv/bin/python
+LESSON := 00_start_here
+MODEL := shapes-vit
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1: /p' Makefile
+
+setup:
+	@sh tools/setup.sh lab
+
+setup-test:
+	@sh tools/setup.sh test
+
+lab: setup  ## install, then open the course in JupyterLab (HEADLESS=1: no browser, prints the URL)
+	@$(PY) tools/lab.py $(if $(HEADLESS),--headless)
+
+test: setup-test  ## install the tested versions, then run everything that must pass
+	@$(PY) tools/check.py
+
+notebooks: setup-test  ## run every lesson from its .py and write the paired .ipynb (ONLY=04_build_a_vit for one)
+	@$(PY) -m jupytext --set-formats ipynb,py:percent --set-kernel python3 --execute \
+		$(or $(ONLY:%=notebooks/%.py),$(wildcard notebooks/[0-9]*.py))
+
+report: setup  ## run one lesson and leave it as a page in report/ (LESSON=00_start_here)
+	@$(PY) -m labkit.cli report lesson $(LESSON) --force
+
+bench: setup  ## speed against timm, import time
+	@$(PY) bench/run.py
+
+train: setup  ## train a shipped model again (MODEL=shapes-vit)
+	@$(PY) -m labkit.zoo train $(MODEL)
+
+lock: setup-test  ## resolve requirements.lock and binder/requirements.txt anew (needs uv)
+	@$(PY) tools/lock.py
+
+clean:  ## remove what the other targets made, except reports and training runs
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

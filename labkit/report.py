@@ -1,0 +1,142 @@
+"""A lesson run again with other parameters, left behind as an executed notebook and as one HTML page.
+
+Papermill only warns about a parameter that the lesson does not have; here it is refused before anything runs.
+"""
+
+from __future__ import annotations
+
+import ast
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from labkit import paths
+from labkit.errors import LabkitError, closest
+
+STATIC = [
+    "text/html",
+    "image/svg+xml",
+    "image/png",
+    "image/jpeg",
+    "text/markdown",
+    "text/latex",
+    "text/plain",
+]
+
+
+def lesson(name: str, values: dict[str, str], out: Path = Path("report"), force: bool = False) -> Path:
+    """Runs a lesson with `values` (as typed), writes OUT/NAME.ipynb and OUT/NAME.html; returns the page."""
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    source = find(name)
+    chosen = parameters(source, values)
+    notebook, page = out / f"{name}.ipynb", out / f"{name}.html"
+    prepare(source, notebook, page, force=force)
+    try:
+        papermill.execute_notebook(
+            source,
+            notebook,
+            chosen,
+            kernel_name="python3",
+            language="python",
+            cwd=paths.NOTEBOOKS,
+            progress_bar=False,
+        )
+    except PapermillExecutionError as error:
+        what = str(error.evalue).splitlines() or [""]
+        raise LabkitError(
+            f"{name} stopped in cell [{error.exec_count}] ({error.ename}: {what[0]}). "
+            f"What it had done until then is in {notebook}."
+        ) from error
+    page.write_text(as_html(notebook), encoding="utf-8")
+    return page
+
+
+def find(name: str) -> Path:
+    folder = paths.need(paths.NOTEBOOKS)
+    source = folder / f"{name}.ipynb"
+    if not source.is_file():
+        known = sorted(p.stem for p in folder.glob("*.ipynb"))
+        raise LabkitError(
+            f'There is no lesson "{name}".{closest(name, known)} There are: {", ".join(known)}.'
+        )
+    return source
+
+
+def parameters(source: Path, values: dict[str, str]) -> dict[str, Any]:
+    """`values` as Python values, each of the kind of the lesson's own default."""
+    import papermill
+
+    known = papermill.inspect_notebook(source)
+    chosen = {}
+    for name, text in values.items():
+        if name not in known:
+            raise LabkitError(
+                f'{source.stem} has no parameter "{name}".{closest(name, known)} '
+                f"It has: {', '.join(known) or 'none'}. Nothing was run."
+            )
+        chosen[name] = like(literal(known[name]["default"]), text, name)
+    return chosen
+
+
+def literal(text: str) -> Any:
+    try:
+        return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (ValueError, SyntaxError):
+        return text
+
+
+def like(default: Any, text: str, name: str) -> Any:
+    """`text` as a value of the default's kind; a whole number may stand for a decimal one."""
+    value = text if isinstance(default, str) else literal(text)
+    kinds = (int, float) if type(default) is float else type(default)
+    if default is not None and (
+        not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool)
+    ):
+        kind = {"bool": "True or False", "int": "a whole number", "float": "a number"}
+        expected = kind.get(type(default).__name__, f"a {type(default).__name__}")
+        raise LabkitError(
+            f'Parameter {name} must be {expected}, as its default {default!r}; "{text}" is not.'
+        )
+    return value
+
+
+def prepare(source: Path, *targets: Path, force: bool) -> None:
+    """Makes the folder; overwrites nothing unasked, a lesson never; names a folder that cannot be written."""
+    folder = targets[0].parent
+    if folder.resolve() == source.resolve().parent:
+        raise LabkitError(f"A report in {folder} would overwrite the lesson itself: choose another --out.")
+    for target in targets:
+        if target.exists() and not force:
+            raise LabkitError(
+                f"{target} exists. Add --force to overwrite it, or choose another folder with --out."
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for target in targets:
+            target.unlink(missing_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise LabkitError(
+            f"{folder} cannot be written to ({error.strerror}): choose another folder with --out."
+        ) from error
+
+
+def as_html(notebook: Path) -> str:
+    """One page that fetches nothing: no scripts from elsewhere, so widgets become their static twins."""
+    from jinja2 import DictLoader
+    from nbconvert import HTMLExporter
+    from traitlets.config import Config
+
+    blocks = ("html_head_js", "jupyter_widgets", "html_head_js_mathjax", "html_head_js_mermaidjs")
+    empty = "".join(f"{{% block {block} %}}{{% endblock %}}" for block in blocks)
+    template = DictLoader({"page.html.j2": "{% extends 'lab/index.html.j2' %}" + empty})
+    exporter = HTMLExporter(
+        config=Config({"NbConvertBase": {"display_data_priority": STATIC}}),
+        extra_loaders=[template],
+        template_file="page.html.j2",
+        embed_images=True,
+    )
+    page: str = exporter.from_filename(str(notebook))[0]
+    return page

@@ -1,0 +1,82 @@
+"""Opens JupyterLab on the first lesson; with --headless it opens no browser and prints the URL on one line.
+
+The server listens on 127.0.0.1 only, asks for a token, and fetches neither news nor update notices.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FIRST = "notebooks/00_start_here.ipynb"
+
+
+def command(*more: str) -> list[str]:
+    root_user = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    return [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--ip=127.0.0.1",
+        f"--ServerApp.root_dir={ROOT}",
+        f"--LabApp.default_url=/lab/tree/{FIRST}",
+        "--LabApp.news_url=None",
+        "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate",
+        *root_user,
+        *more,
+    ]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as reply:
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def headless() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the server below is never left behind
+    port, token = free_port(), secrets.token_urlsafe(24)
+    # the token goes through the environment: an argument would be visible to every user of the machine
+    server = subprocess.Popen(
+        command("--no-browser", "--log-level=WARN", f"--ServerApp.port={port}", "--ServerApp.port_retries=0"),
+        env={**os.environ, "JUPYTER_TOKEN": token},
+    )
+    try:
+        while not answers(f"http://127.0.0.1:{port}/api/status?token={token}"):
+            if server.poll() is not None:
+                print("JupyterLab stopped before it answered; its last lines above say why.", file=sys.stderr)
+                return 1
+            time.sleep(0.2)
+        print(f"http://127.0.0.1:{port}/lab/tree/{FIRST}?token={token}", flush=True)
+        return server.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        server.terminate()
+        server.wait()
+
+
+if __name__ == "__main__":
+    if not (ROOT / FIRST).is_file():
+        sys.exit(f"{FIRST} is missing; get it back with: git checkout -- {FIRST}")
+    if sys.argv[1:] == ["--headless"]:
+        sys.exit(headless())
+    os.chdir(ROOT)
+    os.execv(sys.executable, command())
