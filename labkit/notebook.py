@@ -1,0 +1,134 @@
+"""What every lesson does in its first cells, and how it shows a figure, a table or a number.
+
+Everything printed is the same text on a CPU and on a GPU: numbers are rounded, no device is named, and a
+picture comes with a sentence that says what it shows.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import sys
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from labkit import machine
+from labkit.errors import LabkitError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def setup(seed: int = 0, device: str = "auto") -> torch.device:
+    """Seed Python, numpy and torch, dress matplotlib, and say where tensors go; once or often, the same.
+
+    "auto" is the GPU where there is one; LABKIT_DEVICE=cpu (or cuda) has the last word.
+    """
+    chosen = torch_device(os.environ.get("LABKIT_DEVICE") or device)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    # More threads than cores make small models slower, and a container often sees more cores than it owns.
+    torch.set_num_threads(min(torch.get_num_threads(), machine.cores(), 8))
+    # A GPU's short cuts change the fourth digit, and a lesson prints four.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+
+    import matplotlib
+
+    from labkit.viz.figures import STYLE
+
+    matplotlib.rcParams.update(STYLE)
+    return chosen
+
+
+def torch_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is the GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise LabkitError(f'The device "{name}" is not here; choose "auto" or "cpu".') from error
+    return device
+
+
+def figure(fig: Figure, alt: str) -> None:
+    """Show a matplotlib figure as a picture with alternative text, print that text, close the figure."""
+    if not alt.strip():
+        raise LabkitError("A figure needs a sentence for those who do not see it: figure(fig, alt='...').")
+    from IPython.display import Image, display
+
+    picture = io.BytesIO()
+    fig.savefig(picture, format="png", bbox_inches="tight")
+    display(Image(picture.getvalue(), alt=alt))
+    print(alt)
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close(fig)
+
+
+def text(value: Any, digits: int = 4) -> str:
+    """Rounded numbers without device or dtype: `text(0.12345)` is "0.1235", a tensor is a bracketed list."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = value.double() if value.is_floating_point() else value
+
+    def fixed(number: Any) -> str:
+        return f"{round(float(number), digits) + 0.0:.{digits}f}"  # + 0.0 makes -0.0 positive
+
+    return np.array2string(
+        np.asarray(value), separator=", ", threshold=100, max_line_width=100, formatter={"float_kind": fixed}
+    )
+
+
+class Table:
+    """A small table: aligned text in a terminal, an HTML table in a notebook; numbers stand on the right."""
+
+    def __init__(self, headers: list[str], rows: list[list[str]], numeric: list[bool]) -> None:
+        self.headers, self.rows, self.numeric = headers, rows, numeric
+
+    def __repr__(self) -> str:
+        lines = [self.headers, *self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.headers))]
+        aligned = [
+            "  ".join(
+                cell.rjust(width) if right else cell.ljust(width)
+                for cell, width, right in zip(line, widths, self.numeric, strict=True)
+            ).rstrip()
+            for line in lines
+        ]
+        return "\n".join([aligned[0], "  ".join("-" * width for width in widths), *aligned[1:]])
+
+    def _repr_html_(self) -> str:
+        def row(cells: list[str], tag: str) -> str:
+            return "".join(
+                f'<{tag} style="text-align: {"right" if right else "left"}">{escape(cell)}</{tag}>'
+                for cell, right in zip(cells, self.numeric, strict=True)
+            )
+
+        body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in self.rows)
+        return f"<table><thead><tr>{row(self.headers, 'th')}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def table(rows: Iterable[Sequence[Any]], headers: Sequence[str], digits: int = 4) -> Table:
+    """A table of `rows`; floats are rounded to `digits`, None is a dash."""
+    rows = [list(row) for row in rows]
+    for i, row in enumerate(rows):
+        if len(row) != len(headers):
+            raise LabkitError(f"Row {i} has {len(row)} cells, the table has {len(headers)} headers.")
+
+    def cell(value: Any) -> str:
+        if value is None:
+            return "-"
+        return value if isinstance(value, str) else text(value, digits)
+
+    numeric = [bool(rows) and not any(isinstance(row[i], str) for row in rows) for i in range(len(headers))]
+    return Table(
+        [str(header) for header in headers], [[cell(value) for value in row] for row in rows], numeric
+    )

@@ -1,0 +1,100 @@
+"""Figures: one scale for what is compared, true colour bars, sentences for what cannot be drawn."""
+
+from __future__ import annotations
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+from labkit.errors import LabkitError
+from labkit.viz import figures
+
+DRAW = torch.Generator().manual_seed(0)
+IMAGES = torch.rand(12, 3, 16, 16, generator=DRAW)
+ATTN = torch.rand(3, 2, 24, generator=DRAW).softmax(-1)
+
+
+def colour_bar(fig):
+    return next(ax for ax in fig.axes if ax.get_label() == "<colorbar>")
+
+
+def test_image_strip_shows_every_image_under_its_title():
+    fig = figures.image_strip(IMAGES, [f"class {i}" for i in range(12)], columns=5)
+    drawn = [ax for ax in fig.axes if ax.images]
+    assert len(fig.axes) == 15 and [ax.get_title() for ax in drawn] == [f"class {i}" for i in range(12)]
+    assert np.allclose(drawn[7].images[0].get_array(), IMAGES[7].permute(1, 2, 0))
+    assert not any(ax.axison for ax in fig.axes)
+
+
+def test_grey_images_keep_black_black_and_white_white():
+    fig = figures.image_strip(torch.full((1, 1, 4, 4), 0.5))
+    picture = fig.axes[0].images[0]
+    assert picture.get_clim() == (0, 1) and picture.get_array().shape == (4, 4)
+
+
+def test_compared_maps_share_one_scale_and_one_bar():
+    maps = torch.tensor([1.0, 0.5])[:, None, None] * torch.rand(2, 4, 4, generator=DRAW)
+    fig = figures.heat_on_image(IMAGES[0], maps, ["a", "b"], "relevance")
+    heats = [ax.images[1] for ax in fig.axes[1:3]]
+    assert [heat.get_clim() for heat in heats] == [(0, pytest.approx(maps.max().item()))] * 2
+    assert heats[0].get_extent() == fig.axes[0].images[0].get_extent() or list(heats[0].get_extent()) == list(
+        fig.axes[0].images[0].get_extent()
+    )
+    assert colour_bar(fig).get_ylabel() == "relevance"
+    assert colour_bar(fig).get_ylim() == pytest.approx(heats[0].get_clim())
+
+
+def test_a_map_below_zero_widens_the_scale():
+    fig = figures.heat_on_image(IMAGES[0], torch.tensor([[-2.0, 1.0]]))
+    assert fig.axes[1].images[1].get_clim() == (-2, 1)
+
+
+def test_head_grid_puts_every_head_where_its_labels_say():
+    fig = figures.head_grid(ATTN, (4, 6))
+    ax = fig.axes[0]
+    montage = ax.images[0].get_array()
+    assert montage.shape == (3 * 5 - 1, 2 * 7 - 1)
+    assert np.allclose(montage[5:9, 7:13], ATTN[1, 1].reshape(4, 6))
+    assert np.ma.getmaskarray(np.ma.masked_invalid(montage)).sum() == montage.size - ATTN.numel()
+    assert ax.images[0].get_clim() == (0, pytest.approx(ATTN.max().item()))
+    assert list(ax.get_yticks()) == [1.5, 6.5, 11.5] and list(ax.get_xticks()) == [2.5, 9.5]
+
+
+def test_bars_begin_at_zero_and_show_their_intervals():
+    fig = figures.bars(["a", "b"], [0.9, 0.8], [(0.88, 0.92), (0.7, 0.85)], "accuracy")
+    ax = fig.axes[0]
+    assert [(bar.get_x(), bar.get_width()) for bar in ax.patches] == [(0, 0.9), (0, 0.8)]
+    assert [list(line.get_xdata()) for line in ax.lines[:2]] == [[0.88, 0.92], [0.7, 0.85]]
+    assert [label.get_text() for label in ax.texts] == ["0.900", "0.800"]
+    assert ax.yaxis_inverted() and ax.get_xlabel() == "accuracy"
+
+
+def test_figures_look_the_same_whatever_the_notebook_has_set():
+    before = figures.head_grid(ATTN, (4, 6))
+    with matplotlib.rc_context({"font.size": 30, "image.cmap": "jet", "figure.facecolor": "none"}):
+        after = figures.head_grid(ATTN, (4, 6))
+    for fig in (before, after):
+        assert fig.axes[0].images[0].get_cmap().name == "cividis"
+        assert fig.get_facecolor() == (1, 1, 1, 1)
+        assert fig.axes[0].xaxis.label.get_size() == 11
+        fig.canvas.draw()
+
+
+@pytest.mark.parametrize(
+    "draw, sentence",
+    [
+        (lambda: figures.image_strip(IMAGES * 2 - 1), r"An image lies in \[0, 1\], this one in \[-"),
+        (lambda: figures.image_strip(IMAGES[:, :2]), r"An image has shape \(3, h, w\).*\(2, 16, 16\)"),
+        (lambda: figures.image_strip(IMAGES, ["one"]), "1 names for 12 images"),
+        (lambda: figures.image_strip(IMAGES * torch.nan), "A figure needs finite numbers"),
+        (lambda: figures.image_strip([]), "There is no image to show"),
+        (lambda: figures.heat_on_image(IMAGES[0], torch.rand(2, 3, 4, 4)), r"Maps have shape \(gh, gw\)"),
+        (lambda: figures.head_grid(ATTN, (5, 5)), r"attention to 5 x 5 = 25 patches.*attn\[\.\.\., 1:\]"),
+        (lambda: figures.bars(["a"], [1.0, 2.0]), "1 names for 2 values"),
+        (lambda: figures.bars(["a", "b"], [1, 2], [0, 1]), r"Each of 2 bars needs \(low, high\)"),
+    ],
+)
+def test_what_cannot_be_drawn_is_a_sentence(draw, sentence):
+    with pytest.raises(LabkitError, match=sentence):
+        draw()
