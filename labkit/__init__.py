@@ -17,10 +17,9 @@ _HOME = {
     "text": "labkit.notebook",
     "show": "labkit.viz.source",
 }
-_MODULES = (
-    "attention", "clock", "cost", "data", "doctor", "papers", "quant", "results", "tokens", "train", "viz", "zoo",
-)  # fmt: skip
-__all__ = [*_HOME, *_MODULES]  # noqa: PLE0604
+_MODULES = """attention blocks clock compress convert cost data distill doctor fuse papers patching quant results
+roofline tokens train viz zoo""".split()
+__all__ = [*_HOME, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

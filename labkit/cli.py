@@ -18,9 +18,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
             name, known = choice[1], re.findall(r"[\w-]+", choice[2])
-            raise LabkitError(
-                f'There is no "{self.prog} {name}".{closest(name, known)} Known: {", ".join(known)}.'
-            )
+            raise LabkitError(f'There is no "{self.prog} {name}".{closest(name, known)} Known: {", ".join(known)}.')
         raise LabkitError(f"{message[0].upper()}{message[1:]}. See: {self.prog} --help")
 
 
@@ -48,7 +46,8 @@ def lesson(args: argparse.Namespace) -> int:
 def models(args: argparse.Namespace) -> int:
     from labkit import zoo
 
-    print("\n".join(zoo.known()))
+    for name, about in zoo.known().items():
+        print(f"{name:16} {about}")
     return 0
 
 

@@ -19,6 +19,7 @@ class TokenLabels(nn.Module):
 
     def __init__(self, model: ViT) -> None:
         super().__init__()
+        assert isinstance(model.head, nn.Linear)
         self.model = model
         self.head = nn.Linear(model.head.in_features, model.head.out_features + 1)
 

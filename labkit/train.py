@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -18,13 +17,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from labkit.data.batch import ImageSet
 from labkit.errors import LabkitError
+from labkit.resume import checkpoint, keep, restore
 
 Batches = Callable[[int, float], ImageSet]  # (step, share of the run that is done) → one batch
 Loss = Callable[[nn.Module, ImageSet], tuple[Tensor, Tensor]]  # → (loss, logits)
@@ -96,11 +94,7 @@ def optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     muon = [p for name, p in named if recipe.optimizer == "muon" and p.ndim == 2 and "blocks." in name]
     rest = [(name, p) for name, p in named if not any(p is q for q in muon)]
-    plain = [
-        p
-        for name, p in rest
-        if p.ndim < 2 or name.rsplit(".", 1)[-1] in ("pos_embed", "cls_token", "reg_token")
-    ]
+    plain = [p for name, p in rest if p.ndim < 2 or name.rsplit(".", 1)[-1] in ("pos_embed", "cls_token", "reg_token")]
     decayed = [p for _, p in rest if not any(p is q for q in plain)]
     groups = [
         {"params": decayed, "weight_decay": recipe.weight_decay},
@@ -135,8 +129,8 @@ def train(
     optims = optimizers(model, recipe)
     average = {k: v.detach().clone() for k, v in model.state_dict().items()} if recipe.ema else {}
     log, begin = Log(), 0
-    if folder is not None and _checkpoint(folder).exists():
-        begin, log.rows = _restore(folder, recipe, model, optims, average)
+    if folder is not None and checkpoint(folder).exists():
+        begin, log.rows = restore(folder, asdict(recipe), model, optims, average)
     seen: list[float] = []
     model.train()
     for step, batch in _ahead(batches, begin, recipe.steps, progress):
@@ -170,7 +164,7 @@ def train(
             if watch is not None:
                 watch(log.rows)
             if folder is not None:
-                _keep(folder, step + 1, recipe, model, optims, average, log)
+                keep(folder, step + 1, asdict(recipe), model, optims, average, log.rows)
     if recipe.ema:
         model.load_state_dict(average)
     model.eval()
@@ -186,55 +180,3 @@ def _ahead(batches: Batches, begin: int, steps: int, progress: bool) -> Iterator
             if step + 2 < steps:
                 coming.append(pool.submit(batches, step + 2, (step + 2) / steps))
             yield step, batch
-
-
-# --- surviving a kill -------------------------------------------------------------------------------------------
-def _checkpoint(folder: str | Path) -> Path:
-    return Path(folder) / "training.safetensors"
-
-
-def _keep(
-    folder: str | Path,
-    step: int,
-    recipe: Recipe,
-    model: nn.Module,
-    optims: list[torch.optim.Optimizer],
-    average: dict[str, Tensor],
-    log: Log,
-) -> None:
-    """One file with weights, optimizer states, average and log; written beside and moved, so never half there."""
-    tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
-    tensors |= {f"average/{k}": v for k, v in average.items()}
-    for i, optim in enumerate(optims):
-        for p, state in optim.state_dict()["state"].items():
-            tensors |= {f"optim/{i}/{p}/{k}": torch.as_tensor(v) for k, v in state.items()}
-    meta = {"step": str(step), "recipe": json.dumps(asdict(recipe)), "log": json.dumps(log.rows)}
-    path = _checkpoint(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path.with_suffix(".part"), meta)
-    os.replace(path.with_suffix(".part"), path)
-
-
-def _restore(
-    folder: str | Path,
-    recipe: Recipe,
-    model: nn.Module,
-    optims: list[torch.optim.Optimizer],
-    average: dict[str, Tensor],
-) -> tuple[int, list[dict[str, float]]]:
-    with safe_open(_checkpoint(folder), "pt") as file:
-        meta, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-    if json.loads(meta["recipe"]) != asdict(recipe):
-        raise LabkitError(
-            f"{_checkpoint(folder)} belongs to another recipe; delete the folder or choose a new one."
-        )
-    model.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
-    for k in average:
-        average[k].copy_(tensors[f"average/{k}"])
-    for i, optim in enumerate(optims):
-        states: dict[int, dict[str, Tensor]] = {}
-        for key in (k for k in tensors if k.startswith(f"optim/{i}/")):
-            _, _, p, name = key.split("/")
-            states.setdefault(int(p), {})[name] = tensors[key]
-        optim.load_state_dict({"state": states, "param_groups": optim.state_dict()["param_groups"]})
-    return int(meta["step"]), json.loads(meta["log"])

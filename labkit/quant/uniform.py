@@ -1,7 +1,8 @@
 """Uniform quantization, simulated: numbers are rounded to 2^bits evenly spaced levels between their extremes.
 
-"Integer Quantization for Deep Learning Inference: Principles and Empirical Evaluation", 2020. At 16 bits and more
-the model is the float model to rounding error.
+"Integer Quantization for Deep Learning Inference: Principles and Empirical Evaluation", 2020. Both operands of every
+product are rounded: weights and inputs of the linear layers, queries and keys, probabilities and values. At 16 bits
+the result is the float model's to rounding error.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import copy
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from labkit.errors import LabkitError
+from labkit.vit import Attention, Evidence, ViT
 
 
 def round_to_grid(x: Tensor, bits: int, low: Tensor, high: Tensor) -> Tensor:
@@ -22,11 +25,43 @@ def round_to_grid(x: Tensor, bits: int, low: Tensor, high: Tensor) -> Tensor:
     return ((x / scale).round() + zero).clamp(0, 2**bits - 1).sub(zero).mul(scale)
 
 
-def _extremes(x: Tensor, per_channel: bool) -> tuple[Tensor, Tensor]:
+def extremes(x: Tensor, per_channel: bool = False) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value: of the whole tensor, or of each row of a weight matrix."""
     if not per_channel:
         return x.amin(), x.amax()
     rest = tuple(range(1, x.ndim))
     return x.amin(rest, keepdim=True), x.amax(rest, keepdim=True)
+
+
+class Rounder:
+    """Rounds one activation. Its first call is the calibration: it notes the extremes and lets the numbers pass."""
+
+    def __init__(self, bits: int) -> None:
+        self.bits = bits
+        self.range: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.range is None:
+            self.range = extremes(x)
+            return x
+        return round_to_grid(x, self.bits, *self.range)
+
+
+class RoundedAttention(Attention):
+    """Attention whose queries, keys, probabilities and values are rounded before they are multiplied."""
+
+    def __init__(self, attn: Attention, bits: int) -> None:
+        super().__init__(attn.qkv.in_features, attn.heads, impl="plain")
+        self._modules = attn._modules
+        self.rounders = [Rounder(bits) for _ in "qkav"]
+
+    def attend(self, x: Tensor, bias: Tensor | None = None, rows: int | None = None) -> tuple[Tensor, Evidence]:
+        round_q, round_k, round_attn, round_v = self.rounders
+        q, k, v = self.project(x, rows)
+        evidence = Evidence(round_q(q), round_k(k), bias)
+        evidence.attn = round_attn(evidence.attention())
+        out = evidence.attn @ round_v(v)
+        return self.proj(self.norm(rearrange(out, "b h n d -> b n (h d)"))), evidence
 
 
 @torch.no_grad()
@@ -38,27 +73,24 @@ def simulate(
     per_channel: bool = False,
     calibration: Tensor | None = None,
 ) -> nn.Module:
-    """A copy whose matrices, and whose matrices' inputs, are rounded (min-max, inputs per tensor on `calibration`)."""
+    """A copy that computes with rounded numbers: weights per tensor or per channel, activations per tensor.
+
+    The ranges are the extremes: of each weight, and of each activation while the copy sees `calibration`.
+    """
     copied = copy.deepcopy(model)
-    copied.last = "full"  # the class-row shortcut slices weights behind the layers that are rounded here
     layers = [m for m in copied.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     if activations is not None:
         if calibration is None:
-            raise LabkitError("Rounding activations needs calibration images; pass calibration=images (64 are enough).")
-        ranges: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-
-        def record(layer: nn.Module, inputs: tuple[Tensor]) -> None:
-            ranges[layer] = _extremes(inputs[0], per_channel=False)
-
-        hooks = [m.register_forward_pre_hook(record) for m in layers]
-        copied(calibration)
-        for hook in hooks:
-            hook.remove()
+            raise LabkitError("Rounding activations needs calibration images; pass calibration=images (64 will do).")
+        if isinstance(copied, ViT):
+            copied.last = "full"  # the class-row shortcut slices weights behind the layers that are hooked here
+            for block in copied.blocks:
+                if isinstance(block.attn, Attention):
+                    block.attn = RoundedAttention(block.attn, activations)
         for layer in layers:
-            low, high = ranges[layer]
-            layer.register_forward_pre_hook(
-                lambda _, x, lo=low, hi=high: round_to_grid(x[0], activations, lo, hi)
-            )
-    for layer in layers if weights is not None else ():
-        layer.weight.copy_(round_to_grid(layer.weight, weights, *_extremes(layer.weight, per_channel)))
+            layer.register_forward_pre_hook(lambda _, x, rounder=Rounder(activations): rounder(x[0]))
+        copied(calibration)
+    if weights is not None:
+        for layer in layers:
+            layer.weight.copy_(round_to_grid(layer.weight, weights, *extremes(layer.weight, per_channel)))
     return copied

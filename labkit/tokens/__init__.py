@@ -9,7 +9,7 @@ from torch import nn
 
 from labkit.tokens.merge import Merge
 from labkit.tokens.prune import Keep, Score, class_attention
-from labkit.vit import Reducer, ViT
+from labkit.vit import Block, Reducer, ViT
 
 __all__ = ["Keep", "Merge", "Score", "attach", "class_attention"]
 
@@ -20,5 +20,7 @@ def attach(model: ViT, reducer: Reducer, layers: Iterable[int]) -> ViT:
     slim._modules = dict(model._modules)
     slim.blocks = nn.ModuleList(copy.copy(block) for block in model.blocks)
     for layer in layers:
-        slim.blocks[layer].reducer = reducer
+        block = slim.blocks[layer]
+        assert isinstance(block, Block)
+        block.reducer = reducer
     return slim

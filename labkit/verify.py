@@ -1,0 +1,130 @@
+"""Does the pair of data and model teach? Losing tokens or bits must cost accuracy, and care must win it back.
+
+Each demand is a difference of two accuracies on the same held-out images, with its 95 % interval; it holds when
+the interval lies on the right side of the demanded number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from labkit import quant, tokens
+from labkit.data.batch import ImageSet
+from labkit.intervals import paired_difference, wilson
+from labkit.vit import ViT
+
+KEEP, CUT, MERGES = 0.4, 1, 8  # keep 40 % after the second block; merge 8 pairs in every block but the last
+
+
+@dataclass(frozen=True)
+class Demand:
+    """`better` must beat `worse` by at least `points` (or, with `at_most`, by no more than them)."""
+
+    name: str
+    better: str
+    worse: str
+    points: float
+    at_most: bool = False
+
+    def judge(self, right: dict[str, Tensor]) -> dict[str, object]:
+        difference, low, high = (100 * v for v in paired_difference(right[self.better], right[self.worse]))
+        holds = difference <= self.points and low <= self.points if self.at_most else low >= self.points
+        return {
+            "name": self.name,
+            "demand": f"{'<=' if self.at_most else '>='} {self.points:g}",
+            "holds": holds,
+        } | {"points": round(difference, 1), "low": round(low, 1), "high": round(high, 1)}
+
+
+DEMANDS = (
+    Demand("oracle beats class attention", "oracle", "class attention", 0),
+    Demand("class attention beats random", "class attention", "random", 3),
+    Demand("random beats least attended", "random", "least attended", 3),
+    Demand("merging random pairs costs", "full", "merge random", 3),
+    Demand("merging similar pairs is nearly free", "full", "merge similar", 1, at_most=True),
+    Demand("3-bit weights: per channel beats per tensor", "W3 per channel", "W3 per tensor", 5),
+    Demand("W4A4 min-max costs", "full", "W4A4", 15),
+)
+
+
+@torch.inference_mode()
+def hits(model: nn.Module, data: ImageSet, batch: int = 250) -> Tensor:
+    """Which images the model gets right, (n,) bool."""
+    parts = [data[i : i + batch] for i in range(0, len(data), batch)]
+    return torch.cat([model(p.images).argmax(dim=1) == p.labels for p in parts])
+
+
+def coverage(masks: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Share of each patch that is object, (b, patches)."""
+    return F.adaptive_avg_pool2d(masks.float()[:, None], grid).flatten(1)
+
+
+def settings(model: ViT, calibration: Tensor) -> dict[str, Callable[[ImageSet], nn.Module]]:
+    """The models to compare, each made for one batch (the oracle looks at the masks of the batch)."""
+    dice = torch.Generator().manual_seed(0)
+
+    def keep(score: tokens.Score) -> Callable[[ImageSet], nn.Module]:
+        return lambda _: tokens.attach(model, tokens.Keep(KEEP, score), [CUT])
+
+    def oracle(batch: ImageSet) -> nn.Module:
+        assert batch.masks is not None
+        inside = coverage(batch.masks, model.grid)
+        return tokens.attach(model, tokens.Keep(KEEP, lambda *_: inside), [CUT])
+
+    early = range(len(model.blocks) - 1)
+    fixed = {
+        "full": model,
+        "merge similar": tokens.attach(model, tokens.Merge(MERGES), early),
+        "merge random": tokens.attach(model, tokens.Merge(MERGES, dice), early),
+        "W8A8": quant.simulate(model, 8, 8, calibration=calibration),
+        "W4A4": quant.simulate(model, 4, 4, calibration=calibration),
+        "W3 per tensor": quant.simulate(model, 3),
+        "W3 per channel": quant.simulate(model, 3, per_channel=True),
+    }
+
+    def always(m: nn.Module) -> Callable[[ImageSet], nn.Module]:
+        return lambda _: m
+
+    return {k: always(m) for k, m in fixed.items()} | {
+        "oracle": oracle,
+        "class attention": keep(tokens.class_attention),
+        "random": keep(lambda e, prefix: torch.rand(len(e.k), e.k.shape[2] - prefix, generator=dice)),
+        "least attended": keep(lambda e, prefix: -tokens.class_attention(e, prefix)),
+    }
+
+
+def verify(model: ViT, data: ImageSet, calibration: Tensor, batch: int = 250) -> tuple[list[dict], list[dict]]:
+    """(accuracies with intervals, demands with intervals and verdicts) on `data`."""
+    parts = [data[i : i + batch] for i in range(0, len(data), batch)]
+    right = {
+        name: torch.cat([hits(make(part), part, batch) for part in parts])
+        for name, make in settings(model, calibration).items()
+    }
+    rows = []
+    for name, r in right.items():
+        low, high = wilson(int(r.sum()), len(r))
+        rows.append({"setting": name, "accuracy": r.float().mean().item(), "low": low, "high": high})
+    return rows, [demand.judge(right) for demand in DEMANDS]
+
+
+def report(name: str) -> int:
+    """Print both tables for a shipped model, save them, and return 0 when every demand holds."""
+    from labkit import data, results, zoo
+
+    model = zoo.load(name)
+    assert model.pool == "class"
+    rows, demands = verify(model, data.shapes("test", 4000), data.shapes("train", 256, start=10_000_000).images)
+    for row in rows:
+        print(f"{row['setting']:18} {row['accuracy']:6.1%}  [{row['low']:.1%}, {row['high']:.1%}]")
+    print()
+    for d in demands:
+        verdict = "holds" if d["holds"] else "FAILS"
+        print(f"{verdict}  {d['name']:46} {d['points']:5} points [{d['low']}, {d['high']}], demanded {d['demand']}")
+    command = f"python -m labkit.zoo verify {name}"
+    results.save(f"verify-{name}", {"accuracy": rows, "demands": demands}, command=command, seed=0)
+    return 0 if all(d["holds"] for d in demands) else 1
