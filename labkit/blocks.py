@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from labkit.errors import LabkitError
 from labkit.evidence import Evidence, Grid, Reducer, Step
-from labkit.vit import Attention, Block, ViT
+from labkit.vit import Block, ViT, reduce_tokens
 
 
 class ParallelBlock(nn.Module):
@@ -39,15 +39,11 @@ class ParallelBlock(nn.Module):
     def forward(
         self, x: Tensor, grid: Grid, sizes: Tensor | None = None, prefix: int = 0, rows: int | None = None
     ) -> Step:
-        mixed, evidences = zip(*(_mix(block, x, grid, sizes, rows) for block in self.blocks), strict=True)
+        mixed, evidences = zip(*(block.mix(x, grid, sizes, rows) for block in self.blocks), strict=True)
         evidence, step_map = _side_by_side(evidences), None
         x = x[:, :rows] + sum(mixed)
         if self.reducer is not None and rows is None:
-            if evidence is None:
-                raise LabkitError("A token reducer needs attention to decide; these mixers have none.")
-            sizes = x.new_ones(x.shape[:2]) if sizes is None else sizes
-            x, step_map = self.reducer.reduce(x, evidence, sizes, prefix)
-            sizes = ((step_map != 0).to(sizes) @ sizes[..., None])[..., 0]
+            x, step_map, sizes = reduce_tokens(self.reducer, x, evidence, sizes, prefix)
         x = x + sum(block.ls2(block.mlp(block.norm2(x))) for block in self.blocks)
         return Step(x, evidence, step_map, sizes)
 
@@ -75,15 +71,6 @@ def attn_only_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     if not blocks:
         raise LabkitError(f"{type(model).__name__} holds no labkit Block; convert it with ViT.from_timm first.")
     return dict(pair for name, block in blocks for pair in block.attn.named_parameters(f"{name}.attn".lstrip(".")))
-
-
-def _mix(block: Block, x: Tensor, grid: Grid, sizes: Tensor | None, rows: int | None) -> tuple[Tensor, Evidence | None]:
-    """The first residual branch of a block, before it is added."""
-    if not isinstance(block.attn, Attention):
-        return block.ls1(block.attn(block.norm1(x), grid)[:, :rows]), None
-    bias = None if sizes is None else sizes.log()[:, None, None, :]
-    mixed, evidence = block.attn.attend(block.norm1(x), bias, rows)
-    return block.ls1(mixed), evidence
 
 
 def _side_by_side(evidences: tuple[Evidence | None, ...]) -> Evidence | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from labkit.errors import LabkitError
 from labkit.evidence import Grid
+from labkit.vit import check_images
 
 
 class HMLPStem(nn.Module):
@@ -34,15 +35,7 @@ class HMLPStem(nn.Module):
         self.proj = nn.Sequential(*layers[:-1])
 
     def forward(self, images: Tensor) -> tuple[Tensor, Grid]:
-        if images.ndim != 4 or images.shape[1] != self.channels:
-            raise LabkitError(
-                f"The images have shape {tuple(images.shape)}; expected (batch, {self.channels}, height, width)."
-            )
-        h, w = images.shape[-2:]
-        if h % self.patch or w % self.patch:
-            raise LabkitError(
-                f"The image size {h}x{w} is not divisible by the patch size {self.patch}; resize or pad the images."
-            )
+        h, w = check_images(images, self.channels, (self.patch, self.patch))
         return rearrange(self.proj(images), "b d h w -> b (h w) d"), (h // self.patch, w // self.patch)
 
 
