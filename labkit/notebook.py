@@ -11,7 +11,6 @@ import os
 import random
 import sys
 from collections.abc import Iterable, Sequence
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import torch
 
 from labkit import machine
 from labkit.errors import LabkitError
+from labkit.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,35 +87,6 @@ def text(value: Any, digits: int = 4) -> str:
     )
 
 
-class Table:
-    """A small table: aligned text in a terminal, an HTML table in a notebook; numbers stand on the right."""
-
-    def __init__(self, headers: list[str], rows: list[list[str]], numeric: list[bool]) -> None:
-        self.headers, self.rows, self.numeric = headers, rows, numeric
-
-    def __repr__(self) -> str:
-        lines = [self.headers, *self.rows]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(self.headers))]
-        aligned = [
-            "  ".join(
-                cell.rjust(width) if right else cell.ljust(width)
-                for cell, width, right in zip(line, widths, self.numeric, strict=True)
-            ).rstrip()
-            for line in lines
-        ]
-        return "\n".join([aligned[0], "  ".join("-" * width for width in widths), *aligned[1:]])
-
-    def _repr_html_(self) -> str:
-        def row(cells: list[str], tag: str) -> str:
-            return "".join(
-                f'<{tag} style="text-align: {"right" if right else "left"}">{escape(cell)}</{tag}>'
-                for cell, right in zip(cells, self.numeric, strict=True)
-            )
-
-        body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in self.rows)
-        return f"<table><thead><tr>{row(self.headers, 'th')}</tr></thead><tbody>{body}</tbody></table>"
-
-
 def table(rows: Iterable[Sequence[Any]], headers: Sequence[str], digits: int = 4) -> Table:
     """A table of `rows`; floats are rounded to `digits`, None is a dash."""
     rows = [list(row) for row in rows]
@@ -129,6 +100,4 @@ def table(rows: Iterable[Sequence[Any]], headers: Sequence[str], digits: int = 4
         return value if isinstance(value, str) else text(value, digits)
 
     numeric = [bool(rows) and not any(isinstance(row[i], str) for row in rows) for i in range(len(headers))]
-    return Table(
-        [str(header) for header in headers], [[cell(value) for value in row] for row in rows], numeric
-    )
+    return Table([str(header) for header in headers], [[cell(value) for value in row] for row in rows], numeric)
