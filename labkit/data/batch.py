@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from labkit.errors import LabkitError
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
@@ -21,6 +23,15 @@ class ImageSet:
     masks: Tensor | None = None  # (n, h, w) bool: which pixels are the object
     names: tuple[str, ...] = ()  # names[label] is the class in words; without labels, one name for each image
     skipped: tuple[str, ...] = ()  # one sentence for each file that could not be used
+
+    def __post_init__(self) -> None:
+        # The mean of finite numbers is finite: one cheap pass tells whether a pixel is NaN or infinite.
+        if self.images.numel() and not self.images.is_meta and not self.images.mean().isfinite():
+            bad = (~self.images.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+            raise LabkitError(
+                f"{len(bad)} of {len(self.images)} images hold NaN or infinite pixels, the first is number {bad[0]}; "
+                "mend or leave out these images."
+            )
 
     def __len__(self) -> int:
         return len(self.images)
