@@ -22,8 +22,7 @@ test: setup-test  ## install the tested versions, then run everything that must 
 	@$(PY) tools/check.py
 
 notebooks: setup-test  ## run every lesson from its .py and write the paired .ipynb (ONLY=04_build_a_vit for one)
-	@$(PY) -m jupytext --set-formats ipynb,py:percent --set-kernel python3 --execute \
-		$(or $(ONLY:%=notebooks/%.py),$(wildcard notebooks/[0-9]*.py))
+	@$(PY) tools/notebooks.py $(ONLY)
 
 report: setup  ## run one lesson and leave it as a page in report/ (LESSON=00_start_here)
 	@$(PY) -m labkit.cli report lesson $(LESSON) --force

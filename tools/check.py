@@ -14,7 +14,7 @@ Step = tuple[str, list[str]]
 def steps(root: Path) -> list[Step]:
     python = [sys.executable, "-m"]
     lessons = sorted(str(p.relative_to(root)) for p in root.glob("notebooks/*.ipynb"))
-    nbval = "--nbval --nbval-cell-timeout=60 --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg"
+    nbval = "--nbval --nbval-cell-timeout=180 --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg"
     return [
         ("ruff check", [*python, "ruff", "check", "."]),
         ("ruff format", [*python, "ruff", "format", "--check", "."]),

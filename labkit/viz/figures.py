@@ -137,9 +137,7 @@ def bars(names: Sequence[str], values: Any, intervals: Any = None, label: str = 
     if intervals is not None:
         intervals = _numbers(intervals)
         if intervals.shape != (len(rows), 2):
-            raise LabkitError(
-                f"Each of {len(rows)} bars needs (low, high); the intervals have {intervals.shape}."
-            )
+            raise LabkitError(f"Each of {len(rows)} bars needs (low, high); the intervals have {intervals.shape}.")
         ax.plot(intervals.T, [rows, rows], color="black", marker="|", markersize=9)
         ends = np.maximum(values, intervals[:, 1])
     for row, end, value in zip(rows, ends, values, strict=True):
@@ -167,9 +165,7 @@ def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Figur
 def _numbers(value: Any) -> np.ndarray:
     array = np.asarray(value.detach().cpu().double() if hasattr(value, "detach") else value, dtype=float)
     if array.size == 0 or not np.isfinite(array).all():
-        raise LabkitError(
-            f"A figure needs finite numbers; this array of shape {array.shape} is empty or has others."
-        )
+        raise LabkitError(f"A figure needs finite numbers; this array of shape {array.shape} is empty or has others.")
     return array
 
 
@@ -180,9 +176,7 @@ def _picture(image: Any) -> np.ndarray:
         raise LabkitError(f"An image has shape (3, h, w) or (1, h, w); this one has {array.shape}.")
     low, high = array.min(), array.max()
     if low < -1e-6 or high > 1 + 1e-6:
-        raise LabkitError(
-            f"An image lies in [0, 1], this one in [{low:.3g}, {high:.3g}]; undo its normalisation."
-        )
+        raise LabkitError(f"An image lies in [0, 1], this one in [{low:.3g}, {high:.3g}]; undo its normalisation.")
     array = array.clip(0, 1).transpose(1, 2, 0)
     return array[..., 0] if array.shape[-1] == 1 else array
 
