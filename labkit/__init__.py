@@ -17,8 +17,10 @@ _HOME = {
     "text": "labkit.notebook",
     "show": "labkit.viz.source",
 }
-_MODULES = """attention blocks clock compress convert cost data distill doctor fuse papers patching quant results
-roofline tokens train viz zoo""".split()
+_MODULES = (
+    *("attention", "blocks", "clock", "compress", "convert", "cost", "data", "distill", "doctor", "fuse"),
+    *("operations", "papers", "patching", "quant", "results", "roofline", "tokens", "train", "viz", "zoo"),
+)
 __all__ = [*_HOME, *_MODULES]
 
 

@@ -64,9 +64,7 @@ def table(rows: list[Row]) -> str:
         lines += textwrap.wrap(row.advice, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     count = {status: sum(row.status == status for row in rows) for status in (OK, WARN, BAD)}
     verdict = "is ready." if healthy(rows) else "is not ready: see the rows marked bad."
-    return "\n".join(
-        [*lines, "", f"This machine {verdict} {count[OK]} ok, {count[WARN]} warn, {count[BAD]} bad."]
-    )
+    return "\n".join([*lines, "", f"This machine {verdict} {count[OK]} ok, {count[WARN]} warn, {count[BAD]} bad."])
 
 
 def python() -> Row:

@@ -20,9 +20,7 @@ Interval = tuple[float, float]
 def wilson(successes: int, n: int, z: float = 1.96) -> Interval:
     """The interval of a proportion: honest near 0 and 1 too, where p ± z √(p (1 - p) / n) is not."""
     if not 0 <= successes <= n or n == 0:
-        raise LabkitError(
-            f"{successes} successes of {n} make no proportion; expected 0 <= successes <= n, n > 0."
-        )
+        raise LabkitError(f"{successes} successes of {n} make no proportion; expected 0 <= successes <= n, n > 0.")
     p = successes / n
     centre = p + z * z / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))

@@ -25,9 +25,7 @@ def cpu() -> str:
                 return " ".join(line.partition(":")[2].split())
     if sys.platform == "darwin":
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return (
-            subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "Apple CPU"
-        )
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "Apple CPU"
     return platform.processor() or platform.machine()
 
 

@@ -39,6 +39,4 @@ def need(folder: Path) -> Path:
     if folder.is_dir():
         return folder
     other = ", or set LABKIT_DATA to the data folder of one" if folder.is_relative_to(DATA) else ""
-    raise LabkitError(
-        f"labkit expects the folder {folder}, and it is not there. Run inside a clone of labkit{other}."
-    )
+    raise LabkitError(f"labkit expects the folder {folder}, and it is not there. Run inside a clone of labkit{other}.")

@@ -58,9 +58,7 @@ def find(name: str) -> Path:
     source = folder / f"{name}.ipynb"
     if not source.is_file():
         known = sorted(p.stem for p in folder.glob("*.ipynb"))
-        raise LabkitError(
-            f'There is no lesson "{name}".{closest(name, known)} There are: {", ".join(known)}.'
-        )
+        raise LabkitError(f'There is no lesson "{name}".{closest(name, known)} There are: {", ".join(known)}.')
     return source
 
 
@@ -91,14 +89,10 @@ def like(default: Any, text: str, name: str) -> Any:
     """`text` as a value of the default's kind; a whole number may stand for a decimal one."""
     value = text if isinstance(default, str) else literal(text)
     kinds = (int, float) if type(default) is float else type(default)
-    if default is not None and (
-        not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool)
-    ):
+    if default is not None and (not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool)):
         kind = {"bool": "True or False", "int": "a whole number", "float": "a number"}
         expected = kind.get(type(default).__name__, f"a {type(default).__name__}")
-        raise LabkitError(
-            f'Parameter {name} must be {expected}, as its default {default!r}; "{text}" is not.'
-        )
+        raise LabkitError(f'Parameter {name} must be {expected}, as its default {default!r}; "{text}" is not.')
     return value
 
 
@@ -109,9 +103,7 @@ def prepare(source: Path, *targets: Path, force: bool) -> None:
         raise LabkitError(f"A report in {folder} would overwrite the lesson itself: choose another --out.")
     for target in targets:
         if target.exists() and not force:
-            raise LabkitError(
-                f"{target} exists. Add --force to overwrite it, or choose another folder with --out."
-            )
+            raise LabkitError(f"{target} exists. Add --force to overwrite it, or choose another folder with --out.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for target in targets:

@@ -64,9 +64,7 @@ class Result:
     def html(self) -> str:
         """The caption; the pointer resting on it shows the rest of the provenance."""
         p = self.provenance
-        versions = ", ".join(
-            f"{package} {version or 'unknown'}" for package, version in p["versions"].items()
-        )
+        versions = ", ".join(f"{package} {version or 'unknown'}" for package, version in p["versions"].items())
         commit = (p["commit"] or "unknown")[:12] + (" with local changes" if p["dirty"] else "")
         title = f"data/results/{self.name}.json; {versions}; commit {commit}"
         caption = re.sub(r"`(.+?)`", r"<code>\1</code>", escape(self.caption()))
@@ -90,9 +88,7 @@ def save(
     if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name):
         raise LabkitError(f"The result name {name!r} is not usable; take small letters, digits, - and _.")
     if not isinstance(interval, str | None):
-        raise LabkitError(
-            f'interval={interval!r} is not a sentence; say "95 % Wilson" and put the ranges into values.'
-        )
+        raise LabkitError(f'interval={interval!r} is not a sentence; say "95 % Wilson" and put the ranges into values.')
     content = {
         "schema": SCHEMA,
         "values": _plain(values, "values"),
@@ -117,9 +113,7 @@ def load(name: str) -> Result:
         problem = f"data/results/{name}.json is damaged ({type(error).__name__}: {error})"
         raise LabkitError(f"{problem}; restore it with git, or measure it again.") from error
     if schema != SCHEMA:
-        raise LabkitError(
-            f"data/results/{name}.json has schema {schema}, expected {SCHEMA}; measure it again."
-        )
+        raise LabkitError(f"data/results/{name}.json has schema {schema}, expected {SCHEMA}; measure it again.")
     return result
 
 
@@ -138,17 +132,13 @@ def _plain(value: Any, where: str) -> Any:
         return [_plain(part, f"{where}[{i}]") for i, part in enumerate(value)]
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise LabkitError(
-                f"{where} is {value}; a result holds finite numbers, and None for a missing one."
-            )
+            raise LabkitError(f"{where} is {value}; a result holds finite numbers, and None for a missing one.")
         return float(f"{value:.6g}")
     if isinstance(value, str) and ABSOLUTE_PATH.search(value):
         raise LabkitError(f"{where} holds an absolute path ({value!r}); write it relative to the repository.")
     if value is None or isinstance(value, str | int):
         return value
-    raise LabkitError(
-        f"{where} is a {type(value).__name__}; a result holds numbers, strings, lists and dicts."
-    )
+    raise LabkitError(f"{where} is a {type(value).__name__}; a result holds numbers, strings, lists and dicts.")
 
 
 def _replace(path: Path, text: str) -> None:

@@ -76,6 +76,9 @@ def settings(model: ViT, calibration: Tensor) -> dict[str, Callable[[ImageSet], 
         inside = coverage(batch.masks, model.grid)
         return tokens.attach(model, tokens.Keep(KEEP, lambda *_: inside), [CUT])
 
+    h, w = model.grid
+    rows, columns = torch.arange(h) - (h - 1) / 2, torch.arange(w) - (w - 1) / 2
+    middle = -(rows[:, None] ** 2 + columns**2).flatten()[None]  # a photographer's guess: what matters is central
     early = range(len(model.blocks) - 1)
     fixed = {
         "full": model,
@@ -93,6 +96,7 @@ def settings(model: ViT, calibration: Tensor) -> dict[str, Callable[[ImageSet], 
     return {k: always(m) for k, m in fixed.items()} | {
         "oracle": oracle,
         "class attention": keep(tokens.class_attention),
+        "middle": keep(lambda e, prefix: middle),
         "random": keep(lambda e, prefix: torch.rand(len(e.k), e.k.shape[2] - prefix, generator=dice)),
         "least attended": keep(lambda e, prefix: -tokens.class_attention(e, prefix)),
     }

@@ -148,9 +148,7 @@ def follows_dtype_and_device(module: Callable, x: Tensor) -> None:
         for dtype in (torch.float64, torch.bfloat16):
             moved = copy.deepcopy(module).to(device, dtype) if isinstance(module, nn.Module) else module
             for out in tensors(moved(x.to(device, dtype))):
-                check(
-                    out.device.type == device, f"the input is on {device}, the output on {out.device.type}."
-                )
+                check(out.device.type == device, f"the input is on {device}, the output on {out.device.type}.")
                 if out.is_floating_point():
                     check(out.dtype == dtype, f"the input is {dtype}, the output {out.dtype}.")
                     check(not out.isnan().any(), f"the output holds NaN in {dtype}.")

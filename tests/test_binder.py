@@ -98,9 +98,7 @@ def test_a_failing_post_build_step_fails_the_build(tmp_path):
 
 def test_start_sets_the_environment_and_becomes_the_command_it_is_given():
     code = "import os; print(os.environ['OMP_NUM_THREADS'], os.environ['LABKIT_OFFLINE'], os.getpid())"
-    child = subprocess.Popen(
-        [BINDER / "start", sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
-    )
+    child = subprocess.Popen([BINDER / "start", sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert child.communicate()[0].split() == ["2", "1", str(child.pid)]
 
 

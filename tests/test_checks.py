@@ -84,9 +84,7 @@ def test_masked_equals_sliced(keep):
     checks.masked_equals_sliced(attend, X, keep)
     checks.masked_equals_sliced(lambda x, keep: attend(x, keep)[:, 0], X, keep)
     with rejects("image 0: masked and sliced differ"):  # zeroed tokens still take part in the softmax
-        checks.masked_equals_sliced(
-            lambda x, k: attend(x if k is None else x * k.expand(2, 9)[..., None]), X, keep
-        )
+        checks.masked_equals_sliced(lambda x, k: attend(x if k is None else x * k.expand(2, 9)[..., None]), X, keep)
 
 
 def test_conserves():

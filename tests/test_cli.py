@@ -111,9 +111,7 @@ def test_a_lesson_report_leaves_a_notebook_and_a_page_that_fetches_nothing(cours
     html = page.read_text(encoding="utf-8")
     assert "ran with 3 True 1 shapes-vit" in html
     assert "a static twin" in html
-    assert not [
-        tag for tag in ("<script src", "<link", "import(", "cdnjs", "unpkg", "jsdelivr") if tag in html
-    ]
+    assert not [tag for tag in ("<script src", "<link", "import(", "cdnjs", "unpkg", "jsdelivr") if tag in html]
     assert "ran with" not in outputs(course / "00_start_here.ipynb")
 
     assert cli.main(["report", "lesson", "00_start_here"]) == 2
@@ -125,9 +123,7 @@ def test_a_lesson_that_stops_leaves_what_it_did_and_no_old_page(course, capsys):
     Path("report/00_start_here.html").write_text("of an earlier run")
     assert cli.main(["report", "lesson", "00_start_here", "-p", "seed=7", "--force"]) == 2
     err = capsys.readouterr().err
-    told = (
-        "(AssertionError: the seed is too big). What it had done until then is in report/00_start_here.ipynb."
-    )
+    told = "(AssertionError: the seed is too big). What it had done until then is in report/00_start_here.ipynb."
     assert told in err
     assert "the seed is too big" in outputs(Path("report/00_start_here.ipynb"))
     assert not Path("report/00_start_here.html").exists()

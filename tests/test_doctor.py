@@ -154,9 +154,7 @@ def test_a_folder_that_cannot_be_written(monkeypatch, tmp_path):
 
     monkeypatch.setattr(doctor.tempfile, "TemporaryFile", read_only)
     row = doctor.writable("cache", tmp_path)
-    assert (
-        row.status == doctor.BAD and row.found.endswith("Permission denied") and str(tmp_path) in row.advice
-    )
+    assert row.status == doctor.BAD and row.found.endswith("Permission denied") and str(tmp_path) in row.advice
 
 
 def test_no_kernel_no_browser_little_memory_full_disk(monkeypatch):

@@ -62,10 +62,7 @@ def test_the_provenance_says_everything():
     p = save(interval="95 % Wilson").provenance
     assert (p["command"], p["seed"], p["interval"]) == ("make bench", 0, "95 % Wilson")
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", p["date"])
-    assert (
-        p["versions"]["torch"] == torch.__version__.split("+")[0]
-        or p["versions"]["torch"] == torch.__version__
-    )
+    assert p["versions"]["torch"] == torch.__version__.split("+")[0] or p["versions"]["torch"] == torch.__version__
     assert set(p["versions"]) == {"python", "labkit", "torch", "timm", "numpy"}
     assert p["machine"]["cpu"] and p["machine"]["cores"] >= 1
 
@@ -91,8 +88,7 @@ def test_the_caption_is_one_sentence(monkeypatch):
     result = save(interval="95 % Wilson")
     date, version = result.provenance["date"], result.provenance["versions"]["torch"]
     assert result.caption() == (
-        f"Measured {date} with `make bench`, seed 0, on 2 cores of Chip <9>, torch {version}; "
-        "ranges: 95 % Wilson."
+        f"Measured {date} with `make bench`, seed 0, on 2 cores of Chip <9>, torch {version}; ranges: 95 % Wilson."
     )
     html = result._repr_html_()
     assert re.search(r'^<small title="data/results/speed.json; .*timm .*; commit ', html)
@@ -103,9 +99,7 @@ def test_the_caption_is_one_sentence(monkeypatch):
 
 def test_an_unknown_name_offers_the_nearest():
     save("speed-cpu")
-    with pytest.raises(
-        LabkitError, match=r'no result "sped-cpu" in data/results. Did you mean "speed-cpu"\?'
-    ):
+    with pytest.raises(LabkitError, match=r'no result "sped-cpu" in data/results. Did you mean "speed-cpu"\?'):
         results.load("sped-cpu")
     with pytest.raises(LabkitError, match=r'"speed-cpu" has no value "ratoi". Did you mean "ratio"\?'):
         results.load("speed-cpu")["ratoi"]
@@ -117,9 +111,7 @@ def test_an_unknown_name_offers_the_nearest():
 def test_a_damaged_file_is_a_sentence(folder, text):
     save()
     (folder / "speed.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(
-        LabkitError, match=r"data/results/speed.json is damaged \(\w+: .*\); restore it with git"
-    ):
+    with pytest.raises(LabkitError, match=r"data/results/speed.json is damaged \(\w+: .*\); restore it with git"):
         results.load("speed")
 
 

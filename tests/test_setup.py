@@ -192,9 +192,7 @@ def group_is_gone(group: int, seconds: float = 20) -> bool:
 def test_make_lab_headless_serves_the_first_lesson_to_the_token_alone(headless_lab):
     lab, log = headless_lab
     url = lab.stdout.readline().strip()
-    found = re.fullmatch(
-        r"(http://127\.0\.0\.1:\d+)/lab/tree/notebooks/00_start_here\.ipynb\?token=(.{20,})", url
-    )
+    found = re.fullmatch(r"(http://127\.0\.0\.1:\d+)/lab/tree/notebooks/00_start_here\.ipynb\?token=(.{20,})", url)
     assert found, f"{url}\n{log.read_text()}"
     server, token = found.groups()
 
@@ -221,10 +219,7 @@ def test_a_checkout_without_the_first_lesson_is_a_sentence(tmp_path):
 
 def test_all_steps_run_even_after_a_failure_and_the_summary_names_it(tmp_path, capfd):
     check = tool("check")
-    todo = [
-        (name, [sys.executable, "-c", f"raise SystemExit({code})"])
-        for name, code in (("bad", 3), ("good", 0))
-    ]
+    todo = [(name, [sys.executable, "-c", f"raise SystemExit({code})"]) for name, code in (("bad", 3), ("good", 0))]
     assert check.run(todo, tmp_path) == 1
     out = capfd.readouterr().out
     assert re.search(r"FAILED  bad +\d+\.\d s  exit code 3, see == bad above", out)

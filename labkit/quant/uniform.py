@@ -88,7 +88,8 @@ def simulate(
                 if isinstance(block.attn, Attention):
                     block.attn = RoundedAttention(block.attn, activations)
         for layer in layers:
-            layer.register_forward_pre_hook(lambda _, x, rounder=Rounder(activations): rounder(x[0]))
+            rounder = Rounder(activations)
+            layer.register_forward_pre_hook(lambda _, x, rounder=rounder: rounder(x[0]))
         copied(calibration)
     if weights is not None:
         for layer in layers:

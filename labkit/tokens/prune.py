@@ -37,7 +37,7 @@ class Keep:
     def reduce(self, x: Tensor, evidence: Evidence, sizes: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
         if not 0 < self.keep <= 1:
             raise LabkitError(f"keep={self.keep} is not a share; expected a number above 0 and at most 1.")
-        scores = self.score(evidence, prefix)
+        scores = self.score(evidence, prefix).expand(len(x), -1)
         count = max(1, round(self.keep * scores.shape[1]))
         chosen = scores.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values + prefix
         kept = torch.cat([torch.arange(prefix, device=x.device).expand(len(x), -1), chosen], dim=1)
