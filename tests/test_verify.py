@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from labkit import data, results, zoo
+from labkit import data, results, tokens, zoo
 from labkit.verify import DEMANDS, Demand, coverage, verify
 
 
@@ -43,6 +43,18 @@ def test_the_stored_table_says_that_every_demand_holds():
     stored = results.load("verify-shapes-vit")
     assert [row["name"] for row in stored["demands"]] == [d.name for d in DEMANDS]
     assert all(row["holds"] for row in stored["demands"])
+
+
+def test_attention_points_at_the_object_and_the_centre_does_not():
+    """The control of the pointing game: where the class token looks most beats the centre of the frame."""
+    model, held_out = zoo.load("shapes-vit"), data.shapes("test", 500)
+    covered = coverage(held_out.masks, model.grid) >= 0.25
+    with torch.inference_mode():
+        step = model.observe(held_out.images).steps[-2]
+    looked_at = tokens.class_attention(step.evidence, model.prefix).argmax(dim=1)
+    pointing = covered.gather(1, looked_at[:, None]).float().mean()
+    centre = covered.unflatten(1, model.grid)[:, 3:5, 3:5].float().mean()
+    assert centre < 0.4 and pointing > 0.9
 
 
 @pytest.mark.parametrize("name", [d.name for d in DEMANDS])
