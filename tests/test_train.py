@@ -39,7 +39,7 @@ def test_it_learns(digits, optimizer):
     two = digits[digits.labels < 2]
     log = train(tiny(), centred(epochs(two, 32)), recipe, every=50)
     assert [row["step"] for row in log.rows] == [50, 100, 150]
-    assert log.rows[-1]["accuracy"] > 0.95 and log.rows[-1]["loss"] < 0.3 * log.rows[0]["loss"] + 0.1
+    assert log.rows[-1]["accuracy"] > 0.9 and log.rows[-1]["loss"] < 0.3 * log.rows[0]["loss"] + 0.1
 
 
 def test_the_same_seed_gives_the_same_weights(digits):
