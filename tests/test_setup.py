@@ -202,7 +202,9 @@ def test_make_lab_headless_serves_the_first_lesson_to_the_token_alone(headless_l
     assert status == 200 and json.loads(text)["type"] == "notebook"
     assert ask(f"{server}/api/status", None)[0] == 403
     assert ask(contents, "guess")[0] == 403
-    assert '"news": {"disabled": true}' in ask(f"{server}/lab", token)[1]
+    page = ask(f"{server}/lab", token)[1]
+    assert '"news": {"disabled": true}' in page
+    assert '"disabledExtensions": ["@jupyterlab/apputils-extension:announcements"]' in page  # nor asks about them
 
     lab.terminate()  # make alone: it tells tools/lab.py, which must not leave the server behind
     lab.wait(timeout=30)

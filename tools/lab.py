@@ -5,6 +5,7 @@ The server listens on 127.0.0.1 only, asks for a token, and fetches neither news
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -34,6 +35,15 @@ def command(*more: str) -> list[str]:
         *root_user,
         *more,
     ]
+
+
+def ask_nothing() -> None:
+    """Switch off the pop-up that asks a newcomer about Jupyter news, in .venv alone."""
+    path = Path(sys.prefix) / "etc" / "jupyter" / "labconfig" / "page_config.json"
+    settings = json.loads(path.read_text()) if path.is_file() else {}
+    settings.setdefault("disabledExtensions", {})["@jupyterlab/apputils-extension:announcements"] = True
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def free_port() -> int:
@@ -76,6 +86,7 @@ def headless() -> int:
 if __name__ == "__main__":
     if not (ROOT / FIRST).is_file():
         sys.exit(f"{FIRST} is missing; get it back with: git checkout -- {FIRST}")
+    ask_nothing()
     if sys.argv[1:] == ["--headless"]:
         sys.exit(headless())
     os.chdir(ROOT)
