@@ -27,9 +27,14 @@ class TokenLabels(nn.Module):
         return self.model(images)
 
 
+def coverage(masks: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Share of each patch that is object, (b, patches)."""
+    return F.adaptive_avg_pool2d(masks.float()[:, None], grid).flatten(1)
+
+
 def patch_targets(labels: Tensor, masks: Tensor, grid: tuple[int, int], classes: int) -> Tensor:
     """(b, patches, classes + 1): the share of each patch that is object goes to its class, the rest to background."""
-    inside = F.adaptive_avg_pool2d(masks.float()[:, None], grid).flatten(1)
+    inside = coverage(masks, grid)
     kind = F.one_hot(labels, classes)[:, None] * inside[..., None]
     return torch.cat([kind, 1 - inside[..., None]], dim=-1)
 

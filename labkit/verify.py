@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labkit import quant, tokens
 from labkit.data.batch import ImageSet
 from labkit.intervals import paired_difference, wilson
+from labkit.token_labels import coverage
 from labkit.vit import ViT
 
 KEEP, CUT, MERGES = 0.4, 1, 8  # keep 40 % after the second block; merge 8 pairs in every block but the last
@@ -57,11 +57,6 @@ def hits(model: nn.Module, data: ImageSet, batch: int = 250) -> Tensor:
     """Which images the model gets right, (n,) bool."""
     parts = [data[i : i + batch] for i in range(0, len(data), batch)]
     return torch.cat([model(p.images).argmax(dim=1) == p.labels for p in parts])
-
-
-def coverage(masks: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Share of each patch that is object, (b, patches)."""
-    return F.adaptive_avg_pool2d(masks.float()[:, None], grid).flatten(1)
 
 
 def settings(model: ViT, calibration: Tensor) -> dict[str, Callable[[ImageSet], nn.Module]]:
@@ -114,21 +109,3 @@ def verify(model: ViT, data: ImageSet, calibration: Tensor, batch: int = 250) ->
         low, high = wilson(int(r.sum()), len(r))
         rows.append({"setting": name, "accuracy": r.float().mean().item(), "low": low, "high": high})
     return rows, [demand.judge(right) for demand in DEMANDS]
-
-
-def report(name: str) -> int:
-    """Print both tables for a shipped model, save them, and return 0 when every demand holds."""
-    from labkit import data, results, zoo
-
-    model = zoo.load(name)
-    assert model.pool == "class"
-    rows, demands = verify(model, data.shapes("test", 4000), data.shapes("train", 256, start=10_000_000).images)
-    for row in rows:
-        print(f"{row['setting']:18} {row['accuracy']:6.1%}  [{row['low']:.1%}, {row['high']:.1%}]")
-    print()
-    for d in demands:
-        verdict = "holds" if d["holds"] else "FAILS"
-        print(f"{verdict}  {d['name']:46} {d['points']:5} points [{d['low']}, {d['high']}], demanded {d['demand']}")
-    command = f"python -m labkit.zoo verify {name}"
-    results.save(f"verify-{name}", {"accuracy": rows, "demands": demands}, command=command, seed=0)
-    return 0 if all(d["holds"] for d in demands) else 1

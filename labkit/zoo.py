@@ -18,13 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from labkit import data, paths
+from labkit import data, paths, results
 from labkit.checkpoint import read, save, sha256
 from labkit.data.batch import ImageSet
 from labkit.errors import LabkitError, closest
 from labkit.intervals import wilson
 from labkit.token_labels import TokenLabels, token_label_loss
 from labkit.train import Batches, Loss, Recipe, epochs, train
+from labkit.verify import hits, verify
 from labkit.vit import PatchEmbed, ViT
 
 MEAN, STD = 0.5, 0.25  # of the pixels during training; folded into the patch embedding afterwards
@@ -127,8 +128,6 @@ def card(name: str) -> dict[str, Any]:
 
 
 def accuracy(model: nn.Module, held_out: ImageSet) -> dict[str, float]:
-    from labkit.verify import hits
-
     right = hits(model, held_out)
     low, high = wilson(int(right.sum()), len(right))
     share = right.float().mean().item()
@@ -200,14 +199,28 @@ def cards() -> str:
     return "\n".join(lines)
 
 
+def report(name: str) -> int:
+    """Print both tables for a shipped model, save them, and return 0 when every demand holds."""
+    model = load(name)
+    assert model.pool == "class"
+    rows, demands = verify(model, data.shapes("test", 4000), data.shapes("train", 256, start=10_000_000).images)
+    for row in rows:
+        print(f"{row['setting']:18} {row['accuracy']:6.1%}  [{row['low']:.1%}, {row['high']:.1%}]")
+    print()
+    for d in demands:
+        verdict = "holds" if d["holds"] else "FAILS"
+        print(f"{verdict}  {d['name']:46} {d['points']:5} points [{d['low']}, {d['high']}], demanded {d['demand']}")
+    command = f"python -m labkit.zoo verify {name}"
+    results.save(f"verify-{name}", {"accuracy": rows, "demands": demands}, command=command, seed=0)
+    return 0 if all(d["holds"] for d in demands) else 1
+
+
 def main(arguments: list[str]) -> int:
     if arguments[:1] == ["train"] and len(arguments) == 2:
         name = arguments[1]
         device = "cuda" if torch.cuda.is_available() else "cpu"
         print(json.dumps(make(name, Path("runs") / name, device)["held_out"]))
     elif arguments[:1] == ["verify"] and len(arguments) <= 2:
-        from labkit.verify import report
-
         return report(arguments[1] if len(arguments) == 2 else "shapes-vit")
     elif arguments == ["cards"]:
         print(cards())
