@@ -39,7 +39,7 @@ class ParallelBlock(nn.Module):
     def forward(
         self, x: Tensor, grid: Grid, sizes: Tensor | None = None, prefix: int = 0, rows: int | None = None
     ) -> Step:
-        mixed, evidences = zip(*(block.mix(x, grid, sizes, rows) for block in self.blocks), strict=True)
+        mixed, evidences = zip(*(block.mix(x, grid, sizes, prefix, rows) for block in self.blocks), strict=True)
         evidence, step_map = _side_by_side(evidences), None
         x = x[:, :rows] + sum(mixed)
         if self.reducer is not None and rows is None:

@@ -7,7 +7,7 @@ weights travel both ways without a translation table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -62,6 +62,7 @@ class Attention(nn.Module):
         self.k_norm: nn.Module = nn.Identity()
         self.norm: nn.Module = nn.Identity()
         self.proj = nn.Linear(dim, dim)
+        self.position: nn.Module | None = None  # (q, k, bias, grid, prefix) → (q, k, bias)
 
     def project(self, x: Tensor, rows: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v as (b, heads, tokens, d_head); with `rows`, only the first `rows` tokens get a query."""
@@ -75,19 +76,28 @@ class Attention(nn.Module):
             k, v = rearrange(kv, "b n (two h d) -> two b h n d", two=2, h=self.heads)
         return self.q_norm(q), self.k_norm(k), v
 
-    def attend(self, x: Tensor, bias: Tensor | None = None, rows: int | None = None) -> tuple[Tensor, Evidence]:
+    def locate(self, q: Tensor, k: Tensor, bias: Tensor | None, grid: Grid, prefix: int) -> Evidence:
+        """What the scores are made of: the bias of the rows that ask, and where tokens are, when that is told here."""
+        bias = None if bias is None else bias[..., : q.shape[2], :]
+        if self.position is not None:
+            q, k, bias = self.position(q, k, bias, grid, prefix)
+        return Evidence(q, k, bias)
+
+    def attend(
+        self, x: Tensor, bias: Tensor | None = None, rows: int | None = None, grid: Grid = (0, 0), prefix: int = 0
+    ) -> tuple[Tensor, Evidence]:
         """The mixed tokens and the evidence; `bias` (..., 1 or n, n) is added to every head's scores."""
         q, k, v = self.project(x, rows)
-        evidence = Evidence(q, k, None if bias is None else bias[..., :rows, :])
+        evidence = self.locate(q, k, bias, grid, prefix)
         if self.impl == "plain":
             evidence.attn = evidence.attention()
             out = evidence.attn @ v
         else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=evidence.bias)
+            out = F.scaled_dot_product_attention(evidence.q, evidence.k, v, attn_mask=evidence.bias)
         return self.proj(self.norm(rearrange(out, "b h n d -> b n (h d)"))), evidence
 
     def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
-        return self.attend(x)[0]
+        return self.attend(x, grid=grid or (1, x.shape[1]))[0]
 
 
 class MLP(nn.Module):
@@ -137,24 +147,30 @@ class Block(nn.Module):
         self.mlp = mlp if mlp is not None else MLP(dim, int(dim * mlp_ratio))
         self.ls2: nn.Module = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.reducer: Reducer | None = None
+        self.after: nn.Module | None = None  # (patch tokens, grid) → patch tokens, behind the block
 
     def forward(
         self, x: Tensor, grid: Grid, sizes: Tensor | None = None, prefix: int = 0, rows: int | None = None
     ) -> Step:
         """With `rows`, only the first `rows` tokens come out, exactly as the full block would give them."""
-        mixed, evidence = self.mix(x, grid, sizes, rows)
+        mixed, evidence = self.mix(x, grid, sizes, prefix, rows)
         x, step_map = x[:, :rows] + mixed, None
         if self.reducer is not None and rows is None:
             x, step_map, sizes = reduce_tokens(self.reducer, x, evidence, sizes, prefix)
-        return Step(x + self.ls2(self.mlp(self.norm2(x))), evidence, step_map, sizes)
+        x = x + self.ls2(self.mlp(self.norm2(x)))
+        if self.after is not None and x.shape[1] > prefix:
+            x = torch.cat([x[:, :prefix], self.after(x[:, prefix:], grid)], dim=1)
+        return Step(x, evidence, step_map, sizes)
 
-    def mix(self, x: Tensor, grid: Grid, sizes: Tensor | None, rows: int | None) -> tuple[Tensor, Evidence | None]:
+    def mix(
+        self, x: Tensor, grid: Grid, sizes: Tensor | None, prefix: int = 0, rows: int | None = None
+    ) -> tuple[Tensor, Evidence | None]:
         """What the first residual branch adds to the tokens, and the evidence when it is attention."""
         if not isinstance(self.attn, Attention):
             return self.ls1(self.attn(self.norm1(x), grid)[:, :rows]), None
         # A token that stands for s patches is attended to s times: + log s before the softmax.
         bias = None if sizes is None else sizes.log()[:, None, None, :]
-        mixed, evidence = self.attn.attend(self.norm1(x), bias, rows)
+        mixed, evidence = self.attn.attend(self.norm1(x), bias, rows, grid, prefix)
         return self.ls1(mixed), evidence
 
 
@@ -206,6 +222,7 @@ class ViT(nn.Module):
         layer_scale: float | None = None,
         norm: Callable[[int], nn.Module] = nn.LayerNorm,
         patching: nn.Module | None = None,
+        position: nn.Module | Sequence[nn.Module] | None = None,  # in place of the learned table
         impl: Impl = "fast",
     ) -> None:
         super().__init__()
@@ -224,11 +241,14 @@ class ViT(nn.Module):
         self.reg_token = nn.Parameter(torch.randn(1, registers, dim) * 1e-6) if registers else None
         self.embeds_prefix = prefix_positions
         n = self.grid[0] * self.grid[1] + (self.prefix if prefix_positions else 0)
-        self.pos_embed = nn.Parameter(torch.randn(1, n, dim) * 0.02) if positions else None
+        self.pos_embed = nn.Parameter(torch.randn(1, n, dim) * 0.02) if positions and position is None else None
+        self.position: nn.Module | None = None
         self.norm_pre: nn.Module = nn.Identity()
         self.blocks = nn.ModuleList(
             Block(dim, heads, mlp_ratio, layer_scale=layer_scale, norm=norm) for _ in range(depth)
         )
+        if position is not None:
+            self.set_position(position)
         self.norm = norm(dim)
         self.attn_pool = pool if isinstance(pool, nn.Module) else None
         self.fc_norm: nn.Module = nn.Identity()
@@ -246,6 +266,28 @@ class ViT(nn.Module):
 
     def prefix_tokens(self) -> list[Tensor]:
         return [t for t in (self.cls_token, self.reg_token) if t is not None]
+
+    def set_position(self, position: nn.Module | Sequence[nn.Module]) -> ViT:
+        """Plug a module in where it says it belongs: its `place` is "tokens", "scores" or "blocks".
+
+        At the scores one module serves all blocks, or a sequence gives each block its own.
+        """
+        each = [position] * len(self.blocks) if isinstance(position, nn.Module) else list(position)
+        place = getattr(each[0], "place", None)
+        if place == "tokens":
+            self.position = each[0]
+        elif place == "blocks":
+            self.blocks[0].after = each[0]
+        elif place == "scores" and len(each) == len(self.blocks):
+            for block, module in zip(self.blocks, each, strict=True):
+                attn: Any = block.attn
+                attn.position = module
+        else:
+            raise LabkitError(
+                f"{type(each[0]).__name__} (place={place!r}, {len(each)} for {len(self.blocks)} blocks) does not fit; "
+                'expected place "tokens", "scores" or "blocks", and at the scores one module or one for each block.'
+            )
+        return self
 
     def set_impl(self, impl: Impl) -> ViT:
         """Choose the written-out ("plain") or the fused ("fast") attention wherever there is one."""
@@ -267,6 +309,7 @@ class ViT(nn.Module):
     def embed(self, images: Tensor) -> tuple[Tensor, Grid]:
         """Images (b, c, h, w) → tokens (b, prefix + patches, d) with positions, and the patch grid."""
         x, grid = self.patch_embed(images)
+        x = x if self.position is None else self.position(x, grid)
         prefix = [t.expand(len(x), -1, -1) for t in self.prefix_tokens()]
         pos = self.pos_embed
         if pos is not None and self.embeds_prefix:

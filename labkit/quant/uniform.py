@@ -14,7 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from labkit.errors import LabkitError
-from labkit.vit import Attention, Evidence, ViT
+from labkit.evidence import Evidence, Grid
+from labkit.vit import Attention, ViT
 
 
 def round_to_grid(x: Tensor, bits: int, low: Tensor, high: Tensor) -> Tensor:
@@ -55,10 +56,13 @@ class RoundedAttention(Attention):
         self._modules = attn._modules
         self.rounders = [Rounder(bits) for _ in "qkav"]
 
-    def attend(self, x: Tensor, bias: Tensor | None = None, rows: int | None = None) -> tuple[Tensor, Evidence]:
+    def attend(
+        self, x: Tensor, bias: Tensor | None = None, rows: int | None = None, grid: Grid = (0, 0), prefix: int = 0
+    ) -> tuple[Tensor, Evidence]:
         round_q, round_k, round_attn, round_v = self.rounders
         q, k, v = self.project(x, rows)
-        evidence = Evidence(round_q(q), round_k(k), bias)
+        placed = self.locate(q, k, bias, grid, prefix)
+        evidence = Evidence(round_q(placed.q), round_k(placed.k), placed.bias)
         evidence.attn = round_attn(evidence.attention())
         out = evidence.attn @ round_v(v)
         return self.proj(self.norm(rearrange(out, "b h n d -> b n (h d)"))), evidence
