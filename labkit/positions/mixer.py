@@ -34,13 +34,12 @@ class OpenAttention(Attention):
     ) -> tuple[Tensor, Evidence]:
         check_tokens(x.shape[1], grid, prefix)
         q, k, v = self.project(x, rows)
-        bias = None if bias is None else bias[..., :rows, :]
-        if self.position is not None:
-            q, k, bias = self.position(q, k, bias, grid, prefix)
+        evidence = self.locate(q, k, bias, grid, prefix)
+        q, k, bias = evidence.q, evidence.k, evidence.bias
         scores = self.change(q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1), grid, prefix)
-        attn = (scores if bias is None else scores + bias).softmax(dim=-1)
-        out = self.mix(attn, v, grid, prefix)
-        return self.proj(self.norm(rearrange(out, "b h n d -> b n (h d)"))), Evidence(q, k, bias, attn)
+        evidence.attn = (scores if bias is None else scores + bias).softmax(dim=-1)
+        out = self.mix(evidence.attn, v, grid, prefix)
+        return self.proj(self.norm(rearrange(out, "b h n d -> b n (h d)"))), evidence
 
 
 def replace_attention(vit: ViT, make: Callable[[int, int], Attention]) -> ViT:
