@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 # Public names are imported when first used: `import labkit` alone costs next to nothing.
 _HOME = {
+    "Explorer": "labkit.viz.explorer",
     "ViT": "labkit.vit",
     "load": "labkit.zoo",
     "setup": "labkit.notebook",
@@ -16,10 +17,11 @@ _HOME = {
     "table": "labkit.notebook",
     "text": "labkit.notebook",
     "show": "labkit.viz.source",
+    "trace": "labkit.tracing.record",
 }
 _MODULES = (
-    *("attention", "blocks", "clock", "compress", "convert", "cost", "data", "distill", "doctor", "fuse"),
-    *("operations", "papers", "patching", "quant", "results", "roofline", "tokens", "train", "viz", "zoo"),
+    *("attention", "blocks", "clock", "compress", "convert", "cost", "data", "distill", "doctor", "explain", "fuse"),
+    *("operations", "papers", "patching", "quant", "results", "roofline", "tokens", "tracing", "train", "viz", "zoo"),
 )
 __all__ = [*_HOME, *_MODULES]
 
