@@ -22,6 +22,7 @@ from labkit.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image as Picture
 
 
 def setup(seed: int = 0, device: str = "auto") -> torch.device:
@@ -59,18 +60,29 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
-def figure(fig: Figure, alt: str) -> None:
-    """Show a matplotlib figure as a picture with alternative text, print that text, close the figure."""
+def figure(fig: Figure | Picture, alt: str) -> None:
+    """Show a matplotlib figure or a PIL image with alternative text, print that text, close the figure."""
     if not alt.strip():
         raise LabkitError("A figure needs a sentence for those who do not see it: figure(fig, alt='...').")
     from IPython.display import Image, display
 
-    picture = io.BytesIO()
-    fig.savefig(picture, format="png", bbox_inches="tight")
-    display(Image(picture.getvalue(), alt=alt))
+    display(Image(_png(fig), alt=alt))
     print(alt)
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close(fig)
+
+
+def _png(fig: Figure | Picture) -> bytes:
+    """As small as a PNG gets without a loss: a saved lesson carries all its pictures."""
+    from PIL import Image
+
+    if hasattr(fig, "savefig"):
+        drawn = io.BytesIO()
+        fig.savefig(drawn, format="png", bbox_inches="tight")
+        fig = Image.open(drawn).convert("RGB")
+    small = io.BytesIO()
+    fig.save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 def text(value: Any, digits: int = 4) -> str:

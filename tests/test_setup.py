@@ -254,6 +254,80 @@ def test_ci_runs_make_test_and_passes_its_exit_code_on(tmp_path):
         assert ("make test failed (exit code 2)" in done.stdout) == (code != 0)
 
 
+# A stand-in for apt-get, which installs a stand-in for chromium: at once, after an update, a broken one, or never.
+APT = """#!/bin/sh
+while [ "$1" = -o ]; do shift 2; done
+echo "$*" >>"$CALLS"
+case "$APT $1" in
+    "at-once install" | "updated install" | "broken install")
+        [ "$APT" = broken ] && code=1 || code=0
+        printf '#!/bin/sh\\nexit %s\\n' "$code" >"$FAKES/chromium"
+        chmod +x "$FAKES/chromium" ;;
+    "after-update install") exit 100 ;;
+    "after-update update") sed -i s/after-update/updated/ "$0" ;;
+    *) exit 100 ;;
+esac
+"""
+INSTALL = "install -y --no-install-recommends chromium"
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """`browser(apt)` runs tools/browser.sh where apt-get behaves so; returns its exit code, words and calls."""
+    root, fakes, calls = tmp_path / "project", tmp_path / "bin", tmp_path / "calls"
+    (root / "tools").mkdir(parents=True)
+    fakes.mkdir()
+    calls.touch()
+    shutil.copy(ROOT / "tools" / "browser.sh", root / "tools")
+    for name in ("sh", "dirname", "mkdir", "chmod", "sed"):
+        (fakes / name).symlink_to(shutil.which(name))
+
+    def run(apt: str = "", user: int = 0, **env: str) -> tuple[int, str, list[str]]:
+        scripts = {"id": f"#!/bin/sh\necho {user}\n"} | ({"apt-get": APT.replace("$APT", apt)} if apt else {})
+        for name, text in scripts.items():
+            (fakes / name).write_text(text)
+            (fakes / name).chmod(0o755)
+        env = {"PATH": str(fakes), "FAKES": str(fakes), "CALLS": str(calls)} | env
+        done = subprocess.run(["sh", root / "tools" / "browser.sh"], env=env, capture_output=True, text=True)
+        assert done.stderr == ""
+        return done.returncode, done.stdout, calls.read_text().splitlines()
+
+    return run
+
+
+def test_a_browser_is_installed_once_and_the_package_lists_are_fetched_only_if_need_be(browser):
+    assert browser("at-once")[::2] == (0, [INSTALL])
+    assert browser("at-once") == (0, "", [INSTALL])  # it is there now: nothing is said, nothing is done
+
+
+def test_a_browser_that_apt_does_not_know_yet_is_installed_after_an_update(browser):
+    assert browser("after-update")[::2] == (0, [INSTALL, "update", INSTALL])
+
+
+@pytest.mark.parametrize("apt, user", [("", 0), ("at-once", 1000), ("never", 0), ("broken", 0)])
+def test_where_no_browser_can_be_had_one_sentence_says_that_its_tests_are_skipped(browser, apt, user):
+    code, words, calls = browser(apt, user)
+    assert code == 1
+    assert "tests/browser is skipped." in words.splitlines()[-1]
+    assert bool(calls) == (apt != "" and user == 0)
+
+
+@pytest.mark.parametrize("code, required", [(0, "1"), (1, None)])
+def test_the_tests_of_a_browser_that_is_there_may_not_be_skipped(tmp_path, monkeypatch, code, required):
+    monkeypatch.setenv("LABKIT_REQUIRE_BROWSER", "")  # so that it is put back
+    monkeypatch.delenv("LABKIT_REQUIRE_BROWSER")
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "browser.sh").write_text(f"exit {code}")
+    tool("check").browser(tmp_path)
+    assert os.environ.get("LABKIT_REQUIRE_BROWSER") == required
+
+
+def test_a_browser_can_be_named(browser, tmp_path):
+    (tmp_path / "mine").write_text("#!/bin/sh\n")
+    (tmp_path / "mine").chmod(0o755)
+    assert browser(LABKIT_CHROMIUM=str(tmp_path / "mine")) == (0, "", [])
+
+
 def read(name: str) -> list[str]:
     text = (line.split("#")[0].strip() for line in (ROOT / name).read_text(encoding="utf-8").splitlines())
     return [line for line in text if line]

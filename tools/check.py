@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ def steps(root: Path) -> list[Step]:
         ("ruff check", [*python, "ruff", "check", "."]),
         ("ruff format", [*python, "ruff", "format", "--check", "."]),
         ("mypy", [*python, "mypy"]),
-        ("pytest", [*python, "pytest", "tests"]),
+        ("pytest", [*python, "pytest", "-rs", "tests"]),
         # without a lesson pytest is given a name that does not exist, and fails
         ("notebooks", [*python, "pytest", *nbval.split(), *(lessons or ["notebooks/00_start_here.ipynb"])]),
     ]
@@ -43,5 +44,12 @@ def run(todo: list[Step], root: Path) -> int:
     return 1 if failed else 0
 
 
+def browser(root: Path) -> None:
+    """Find or install a browser; where there is one, the tests that need it may no longer be skipped."""
+    if subprocess.run(["sh", "tools/browser.sh"], cwd=root, check=False).returncode == 0:
+        os.environ["LABKIT_REQUIRE_BROWSER"] = "1"
+
+
 if __name__ == "__main__":
+    browser(ROOT)
     sys.exit(run(steps(ROOT), ROOT))

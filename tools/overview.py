@@ -1,4 +1,4 @@
-"""Draws docs/overview.png, the picture of the README: what shapes-vit says about ten test images, and why."""
+"""Draws the pictures of the README: docs/overview.png, what shapes-vit says about ten images, and docs/explorer.png."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from matplotlib import colormaps
 import labkit
 from labkit.viz.figures import image_strip
 
+DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = 2  # the third: its class token has found the object
 
 
@@ -29,7 +30,8 @@ def main() -> None:
     labels, names = data.labels, data.names
     titles = [f"{names[k]} {p:.0%}{'' if k == y else ' ✗'}" for k, p, y in zip(said, sure, labels, strict=True)]
     fig = image_strip(torch.cat([data.images, heat, masks]), [*titles, *[""] * 20], columns=10)
-    fig.savefig(Path(__file__).parents[1] / "docs" / "overview.png", dpi=110)
+    fig.savefig(DOCS / "overview.png", dpi=110)
+    labkit.Explorer(model, data, image=4, layer=4, query="class").to_png(DOCS / "explorer.png")
 
 
 if __name__ == "__main__":

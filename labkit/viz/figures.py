@@ -1,4 +1,4 @@
-"""Static figures, each a function from numbers to a matplotlib Figure: images, heat on an image, heads, bars.
+"""Static figures, each a function from numbers to a matplotlib Figure: images, heat on an image, bars.
 
 Panels that are compared share one colour scale and one colour bar; the colours suit colour-blind readers; the
 background is opaque, so that a figure reads the same on a light and on a dark page.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import numpy as np
 
 from labkit.errors import LabkitError
+from labkit.viz.paint import LINES, numbers, picture, scale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,8 +35,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "lines.linewidth": 2,
-    # Okabe and Ito's colours, which every kind of colour vision tells apart.
-    "axes.prop_cycle": "cycler('color', ['0072B2', 'E69F00', '009E73', 'CC79A7', 'D55E00', '56B4E9'])",
+    "axes.prop_cycle": f"cycler('color', {[line[1:] for line in LINES]})",
 }
 
 
@@ -55,13 +55,13 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 @styled
 def image_strip(images: Any, titles: Sequence[str] | None = None, columns: int = 10) -> Figure:
     """Images (b, 3 or 1, h, w) in [0, 1] side by side, `columns` to a row, each under its title."""
-    pictures = [_picture(image) for image in images]
+    pictures = [picture(image) for image in images]
     titles = _matching(titles, len(pictures), "image")
     columns = min(columns, len(pictures))
     rows = math.ceil(len(pictures) / columns)
     fig, axes = _panels(rows, columns, width=1.3 * columns, height=(1.3 + 0.25 * any(titles)) * rows)
-    for ax, picture, title in zip(axes, pictures, titles, strict=False):
-        ax.imshow(picture, cmap="gray", vmin=0, vmax=1)
+    for ax, shown, title in zip(axes, pictures, titles, strict=False):
+        ax.imshow(shown)
         ax.set_title(title, fontsize=9)
     return fig
 
@@ -72,19 +72,20 @@ def heat_on_image(image: Any, maps: Any, titles: Sequence[str] | None = None, la
 
     `label` names what the colour bar measures; the scale begins at 0 unless a map goes below.
     """
-    picture = _picture(image)
-    maps = _numbers(maps)
+    pixels = picture(image)
+    maps = numbers(maps)
     maps = maps[None] if maps.ndim == 2 else maps
     if maps.ndim != 3:
         raise LabkitError(f"Maps have shape (gh, gw) or (panels, gh, gw); these have {maps.shape}.")
     titles = _matching(titles, len(maps), "map")
-    h, w = picture.shape[:2]
-    low, high = _scale(maps)
+    h, w = pixels.shape[:2]
+    low, high = scale(maps)
     columns = len(maps) + 1
-    fig, axes = _panels(1, columns, width=2.3 * columns + 0.6, height=2.3 * h / w + 0.3)
-    axes[0].imshow(picture, cmap="gray", vmin=0, vmax=1)
+    side = min(2.3, 10 / columns)
+    fig, axes = _panels(1, columns, width=side * columns + 0.6, height=side * h / w + 0.4)
+    axes[0].imshow(pixels)
     axes[0].set_title("image")
-    grey = np.atleast_3d(picture).mean(axis=-1)
+    grey = pixels.mean(axis=-1)
     for ax, heat, title in zip(axes[1:], maps, titles, strict=True):
         ax.imshow(grey, cmap="gray", vmin=0, vmax=1)
         drawn = ax.imshow(heat, extent=(-0.5, w - 0.5, h - 0.5, -0.5), alpha=0.7, vmin=low, vmax=high)
@@ -94,48 +95,15 @@ def heat_on_image(image: Any, maps: Any, titles: Sequence[str] | None = None, la
 
 
 @styled
-def head_grid(attn: Any, grid: tuple[int, int], label: str = "attention") -> Figure:
-    """Where one query looks, in every head of every layer: attn (heads, h*w) or (layers, heads, h*w).
-
-    One picture with one colour scale from 0 to the largest value, so that any two cells can be compared.
-    """
-    values = _numbers(attn)
-    values = values[None] if values.ndim == 2 else values
-    h, w = grid
-    if values.ndim != 3 or values.shape[-1] != h * w:
-        raise LabkitError(
-            f"A head grid needs attention to {h} x {w} = {h * w} patches, as (layers, heads, patches); "
-            f"got {values.shape}. Leave the class token out: attn[..., 1:]."
-        )
-    layers, heads, _ = values.shape
-    montage = np.full((layers * (h + 1) - 1, heads * (w + 1) - 1), np.nan)  # nothing between the cells
-    for layer, head in np.ndindex(layers, heads):
-        top, left = layer * (h + 1), head * (w + 1)
-        montage[top : top + h, left : left + w] = values[layer, head].reshape(h, w)
-    size, (low, high) = min(1.0, 9 / heads), _scale(values)
-    fig, (ax,) = _panels(1, 1, width=size * heads + 1.6, height=size * layers * h / w + 0.7)
-    drawn = ax.imshow(montage, vmin=low, vmax=high)
-    ax.set_axis_on()
-    ax.spines[:].set_visible(False)
-    ax.tick_params(length=0)
-    ax.set_xticks(np.arange(heads) * (w + 1) + (w - 1) / 2, range(heads))
-    ax.set_yticks(np.arange(layers) * (h + 1) + (h - 1) / 2, range(layers))
-    ax.set_xlabel("head")
-    ax.set_ylabel("layer")
-    fig.colorbar(drawn, ax=ax, aspect=30, pad=0.02, label=label)
-    return fig
-
-
-@styled
 def bars(names: Sequence[str], values: Any, intervals: Any = None, label: str = "") -> Figure:
     """Named values as bars from 0, each with its number and, when given, its interval (low, high)."""
-    ends = values = _numbers(values)
+    ends = values = numbers(values)
     rows = range(len(_matching(names, len(values), "value")))
     fig, (ax,) = _panels(1, 1, width=6.5, height=0.36 * len(rows) + 0.7)
     ax.set_axis_on()
     ax.barh(rows, values, height=0.65)
     if intervals is not None:
-        intervals = _numbers(intervals)
+        intervals = numbers(intervals)
         if intervals.shape != (len(rows), 2):
             raise LabkitError(f"Each of {len(rows)} bars needs (low, high); the intervals have {intervals.shape}.")
         ax.plot(intervals.T, [rows, rows], color="black", marker="|", markersize=9)
@@ -160,30 +128,6 @@ def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Figur
     for ax in axes:
         ax.set_axis_off()
     return fig, axes
-
-
-def _numbers(value: Any) -> np.ndarray:
-    array = np.asarray(value.detach().cpu().double() if hasattr(value, "detach") else value, dtype=float)
-    if array.size == 0 or not np.isfinite(array).all():
-        raise LabkitError(f"A figure needs finite numbers; this array of shape {array.shape} is empty or has others.")
-    return array
-
-
-def _picture(image: Any) -> np.ndarray:
-    """(3 or 1, h, w) in [0, 1] as matplotlib wants it."""
-    array = _numbers(image)
-    if array.ndim != 3 or array.shape[0] not in (1, 3):
-        raise LabkitError(f"An image has shape (3, h, w) or (1, h, w); this one has {array.shape}.")
-    low, high = array.min(), array.max()
-    if low < -1e-6 or high > 1 + 1e-6:
-        raise LabkitError(f"An image lies in [0, 1], this one in [{low:.3g}, {high:.3g}]; undo its normalisation.")
-    array = array.clip(0, 1).transpose(1, 2, 0)
-    return array[..., 0] if array.shape[-1] == 1 else array
-
-
-def _scale(values: np.ndarray) -> tuple[float, float]:
-    low, high = min(0.0, float(values.min())), float(values.max())
-    return low, high if high > low else low + 1
 
 
 def _matching(titles: Sequence[str] | None, count: int, what: str) -> Sequence[str]:
