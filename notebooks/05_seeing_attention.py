@@ -93,8 +93,8 @@ assert rows < 1e-5 and change < 1e-5 and apart < 1e-4
 print(f"Rows sum to 1, the logits are what they were, and watching from outside shows the same maps: {apart < 1e-4}.")
 
 # %% [markdown]
-# Now look. Click a patch, or move with the arrow keys; `[` and `]` change the layer; switch between *looks at* and
-# *looked at by*; press the button for the class token. (Without a running kernel you see a picture.)
+# Now look. Click a patch, or move with the arrow keys; Page Up and Page Down change the layer, D switches between *looks at*
+# and *looked at by*, and C asks for the class token. (Without a running kernel you see a picture.)
 
 # %%
 explorer = labkit.Explorer(net, test[:12], image=min(image, 11), layer=len(net.blocks) - 2, head="mean", query="class")
@@ -161,7 +161,7 @@ if ours:
 
 # %% [markdown]
 # The class token finds the object from the third block on, and no label ever told it where to look. But *no head of this
-# model looks at its neighbours*: the nearest is about as far from a neighbour head as from an even one. Large models
+# model looks at its neighbours*: even the nearest is more like an even head than like a neighbour head. Large models
 # trained on photographs have such heads in their first blocks; this small one reads its shapes almost as a bag of
 # patches. A picture from a paper is not a fact about your model: measure.
 #
