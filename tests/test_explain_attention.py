@@ -142,7 +142,9 @@ def test_a_model_that_is_watched_has_maps_on_its_own_grids():
     assert [layer.kind for layer in seen.layers] == ["self", "reduced"]
     assert class_row(seen, 0).shape == (3, 4, 6) and class_row(seen).shape == (3, 2, 3)
     equal(class_row(seen), seen.attention[1].mean(dim=(1, 2)).unflatten(1, (2, 3)), 1e-6)
-    assert rollout(trace(watched, images(), layers=[0])).shape == (3, 4, 6)
+    assert trace(watched, images(), layers=[0]).skipped == 1
+    with pytest.raises(LabkitError, match="the attention of 1 of 2 blocks"):
+        rollout(trace(watched, images(), layers=[0]))
     with pytest.raises(LabkitError, match=r"every token may look at every other.*looks at 2 x 3 larger ones"):
         rollout(seen)
 

@@ -324,3 +324,11 @@ def attach_any(model: ViT, reducer: Any) -> ViT:
 def test_what_cannot_be_silenced_is_named(head, sentence):
     with pytest.raises(LabkitError, match=sentence):
         silenced(small(), [head])(pictures())
+
+
+def test_gradients_are_there_inside_no_grad():
+    model, pictures = small(), torch.rand(2, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        inside = trace(model, pictures, grads=True).gradients()
+    for one, other in zip(inside, trace(model, pictures, grads=True).gradients(), strict=True):
+        assert torch.equal(one, other) and one.any()

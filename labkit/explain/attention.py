@@ -128,10 +128,10 @@ def reductions(trace: Trace) -> Reductions:
         raise LabkitError(
             f"Attention is followed only where every token may look at every other. {other[0].sentence()}"
         )
-    if len(steps) != len(layers):
+    if trace.skipped or len(steps) != len(layers):
         raise LabkitError(
-            f"This trace has the attention of {len(layers)} of {len(steps)} blocks, and following it needs all; "
-            "record it without layers=…, on a model whose blocks all attend."
+            f"This trace has the attention of {len(layers)} of {max(len(steps), len(layers) + trace.skipped)} blocks, "
+            "and following it needs all; record it without layers=…, on a model whose blocks all attend."
         )
     if len({layer.queries for layer in layers}) > 1:
         raise LabkitError("Attention cannot be followed through layers with grids of different sizes.")

@@ -42,7 +42,7 @@ def trace(
 
 def plan(model: nn.Module, images: Tensor, layers: Iterable[int] | None = None) -> str:
     """What a trace of these images would take, as a sentence; one image is run, and nothing is kept."""
-    budget = Budget("float32", float("inf"), len(images), record=False)
+    budget = Budget("float32", math.inf, len(images), record=False)
     _run(model, images[:1], False, budget, layers, 1)
     return budget.sentence()
 
@@ -62,7 +62,7 @@ def _run(
         for part in images.split(batch):
             logits.append(as_logits(recorder.run(part)))
             budget.check()
-    return recorder.trace(images, torch.cat(logits))
+        return recorder.trace(images, torch.cat(logits))
 
 
 def _check(model: nn.Module, images: Tensor) -> None:

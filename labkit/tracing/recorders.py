@@ -52,6 +52,7 @@ class Recorder:
             "layers": [self.layers[i] for i in numbers],
             "kept": [self.kept[i] for i in numbers if i in self.kept],
             "arrange": [self.arrange[i] for i in numbers],
+            "skipped": self.ran - len(numbers),
             "graph": [self.graph[i] for i in numbers] if self.grads else None,
         }
 

@@ -62,6 +62,7 @@ class Trace:
     layers: list[Layer]
     kept: list[Kept]
     patches: Grid  # the finest grid: the columns of provenance
+    skipped: int = 0  # attentions that ran and were not asked for
     own: Own | None = None  # what only a labkit.ViT tells
     graph: list[list[Tensor]] | None = None  # with grads=True: the maps that the logits were computed from
     arrange: list[Arrange] = field(default_factory=list)  # from such a map to `attention[l]`

@@ -120,6 +120,8 @@ def layer_maps(
 
 def can_roll(trace: Trace) -> bool:
     """Does every layer mix the same tokens, so that the layers may be multiplied?"""
+    if trace.skipped:
+        return False
     if trace.own is not None:
         return len(trace.own.blocks) == len(trace.own.maps)
     places = {(layer.kind, layer.grid, layer.prefix, layer.key_prefix) for layer in trace.layers}
