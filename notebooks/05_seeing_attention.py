@@ -614,8 +614,8 @@ else:
 #
 # ```python
 # def my_map(network, pictures):
-#     one = explain.METHODS["relevance (Chefer)"](network, pictures, None)
-#     two = explain.METHODS["class attention, mean of blocks"](network, pictures, None)
+#     one = explain.relevance(labkit.trace(network, pictures, grads=True))
+#     two = explain.rollout(labkit.trace(network, pictures))
 #     return one / one.sum(dim=(1, 2), keepdim=True) + two / two.sum(dim=(1, 2), keepdim=True)
 # ```
 #

@@ -7,7 +7,7 @@ and `PatchDial` is a slider that does both. Beside the model's own tokens stands
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -47,15 +47,13 @@ class Look:
     bound: float  # that no linear code of as many numbers exceeds
     resized: Score
     images: int
-    trained: Score | None  # a model that was trained at this size
     seen: Tensor  # (3, h, w), the example from its tokens
 
     def sentence(self) -> str:
-        said = (
+        return (
             f"Patches of {self.name()}: {self.tokens} tokens, {self.macs / 1e6:.0f} million MACs. {self.lost()} "
-            f"The model with resized patches is right in {_score(self.resized)} of {self.images} images"
+            f"The model with resized patches is right in {_score(self.resized)} of {self.images} images."
         )
-        return said + (f"; one trained at this size in {_score(self.trained)}." if self.trained else ".")
 
     def lost(self) -> str:
         if self.psnr > LOSSLESS:
@@ -67,7 +65,7 @@ class Look:
 
 
 @torch.inference_mode()
-def look(model: ViT, data: ImageSet, patch: Grid, example: int = 0, trained: Score | None = None) -> Look:
+def look(model: ViT, data: ImageSet, patch: Grid, example: int = 0) -> Look:
     """Resize the model's patches, and measure on all images; `example` is the one that is drawn."""
     if data.labels is None:
         raise LabkitError("The dial counts right answers, and these images have no labels.")
@@ -80,7 +78,7 @@ def look(model: ViT, data: ImageSet, patch: Grid, example: int = 0, trained: Sco
     resized = (float(right.double().mean()), *wilson(int(right.sum()), len(right)))
     bound, macs = pca_bound(images, patch, tokens.shape[-1]), count(view, image_size=size).macs
     seen = back[example].clamp(0, 1).cpu()
-    return Look(patch, tokens.shape[1], macs, together, bound, resized, len(data), trained, seen)
+    return Look(patch, tokens.shape[1], macs, together, bound, resized, len(data), seen)
 
 
 @styled
@@ -100,17 +98,16 @@ def picture(image: Tensor, looks: Sequence[Look]) -> Figure:
     ):
         for at in range(step, end, step):
             draw(at - 0.5, color="white", linewidth=0.8)
-    for name, marker, colour in (("resized", "o", LINES[0]), ("trained", "s", LINES[1])):
-        found = [(v.macs / 1e6, 100 * torch.tensor(getattr(v, name)), v is now) for v in looks if getattr(v, name)]
-        for i, (macs, (value, low, high), last) in enumerate(found):
-            ends = [[value - low], [high - value]]
-            style = {"color": colour, "markersize": 11 if last else 6, "label": None if i else f"{name} to this size"}
-            right.errorbar([macs], [value], ends, fmt=marker, capsize=3, **style)
+    for v in looks:
+        value, low, high = (100 * share for share in v.resized)
+        color, size = (LINES[4], 11) if v is now else (LINES[0], 6)
+        right.errorbar(
+            [v.macs / 1e6], [value], [[value - low], [high - value]], fmt="o", capsize=3, color=color, markersize=size
+        )
     right.set(xscale="log", ylim=(0, 100), xlabel="million MACs", ylabel="right answers (%)")
     costs = sorted(round(v.macs / 1e6) for v in looks)
     right.set_xticks(costs, costs)
     right.minorticks_off()
-    right.legend(frameon=False, loc="lower right")
     return fig
 
 
@@ -124,11 +121,10 @@ class PatchDial:
         patches: Sequence[Grid],
         patch: Grid,
         example: int = 0,
-        trained: Mapping[Grid, Score] | None = None,
     ) -> None:
         import ipywidgets
 
-        self.model, self.data, self.example, self.trained = model, data, example, dict(trained or {})
+        self.model, self.data, self.example = model, data, example
         self.looks: dict[Grid, Look] = {}
         self.slider = ipywidgets.SelectionSlider(
             options=[(f"{h} x {w}", (h, w)) for h, w in patches],
@@ -154,7 +150,7 @@ class PatchDial:
         """Measure where the slider stands, unless that was done before, and show it."""
         size = self.patch
         known = self.looks.pop(size, None)
-        found = known or look(self.model, self.data, size, self.example, self.trained.get(size))
+        found = known or look(self.model, self.data, size, self.example)
         self.looks[size] = found  # last, because the last look is the one in the picture
         self.png = _png(picture(self.data.images[self.example], list(self.looks.values())))
         source, says = base64.b64encode(self.png).decode(), escape(found.sentence())
