@@ -21,7 +21,20 @@ _HOME = {
 }
 _MODULES = (
     *("attention", "blocks", "clock", "compress", "convert", "cost", "data", "distill", "doctor", "explain", "fuse"),
-    *("operations", "papers", "patching", "quant", "results", "roofline", "tokens", "tracing", "train", "viz", "zoo"),
+    *(
+        "operations",
+        "papers",
+        "patching",
+        "positions",
+        "quant",
+        "results",
+        "roofline",
+        "tokens",
+        "tracing",
+        "train",
+        "viz",
+        "zoo",
+    ),
 )
 __all__ = [*_HOME, *_MODULES]
 
