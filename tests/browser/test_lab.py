@@ -165,14 +165,16 @@ def test_the_lesson_runs_and_its_explorers_show_what_python_says(notebook):
     assert places
     for place in places:
         said, canvas = place.locator(".says"), place.locator("canvas")
-        attention_of(lab, said.inner_text())
+        place.scroll_into_view_if_needed()  # what is off the screen has no words yet
+        expect(said).not_to_be_empty()
+        attention_of(lab, said.text_content())
         if not canvas.is_visible():
             continue
         canvas.press("ArrowUp")
-        before = said.inner_text()
+        before = said.text_content()
         canvas.press("ArrowLeft")
         expect(said).not_to_have_text(before)
-        attention = attention_of(lab, said.inner_text())
+        attention = attention_of(lab, said.text_content())
         if attention is not None:
             shown, expected = Overlay(place, attention.shape).heat(), colours(attention, 0, attention.max())
             assert np.median(np.abs(shown - expected).max(axis=-1)) <= 6  # the border of an object crosses some cells
