@@ -214,7 +214,57 @@ class Merged(nn.Module):
         return x + rearrange(F.scaled_dot_product_attention(q, q, q), "(b h) n d -> b n (h d)", h=4)
 
 
-@pytest.mark.parametrize("mixer", [Channels(), Fewer(6), Fewer(8, drop=16), Fewer(18, drop=6), Merged()])
+class Experts(nn.Module):
+    """A gate of six experts, after a map of six cells was seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.halve, self.gate = nn.Conv2d(16, 16, 2, 2), nn.Linear(16, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        halved = self.halve(x.transpose(1, 2).unflatten(2, (4, 6)))
+        return x + self.gate(x).softmax(dim=-1).amax(dim=-1, keepdim=True) * halved.mean(dim=(2, 3))[:, None]
+
+
+class Prompted(nn.Module):
+    """Three more tokens behind the others; their names do not tell what they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prompts = nn.Parameter(torch.randn(1, 3, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = torch.cat([x, self.prompts.expand(len(x), -1, -1)], dim=1)[:, None]
+        return x + F.scaled_dot_product_attention(q, q, q)[:, 0, :24]
+
+
+class Turned(nn.Module):
+    """All tokens attend to all, on a map that is rolled."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = torch.roll(x.unflatten(1, (4, 6)), (1, 1), (1, 2)).flatten(1, 2)[:, None]
+        return F.scaled_dot_product_attention(q, q, q)[:, 0]
+
+
+class Column(nn.Module):
+    """A 1x1 convolution over tokens in a single column, which is no map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(16, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.transpose(1, 2)[..., None]).squeeze(-1).transpose(1, 2)
+
+
+def test_a_column_of_tokens_is_no_grid():
+    layer = trace(Net(Column(), Fused()), pictures()).layers[0]
+    assert (layer.kind, layer.grid) == ("self", (4, 6))
+
+
+@pytest.mark.parametrize(
+    "mixer", [Channels(), Fewer(6), Fewer(8, drop=16), Fewer(18, drop=6), Merged(), Experts(), Prompted(), Turned()]
+)
 def test_where_tokens_lie_is_not_guessed(mixer):
     seen = trace(Net(mixer), pictures())
     assert [layer.kind for layer in seen.layers] == ["unknown"]

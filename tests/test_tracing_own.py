@@ -15,7 +15,7 @@ from labkit.errors import LabkitError
 from labkit.tokens import Keep, Merge, attach
 from labkit.tracing.capture import silenced
 from labkit.tracing.record import trace
-from labkit.vit import Block, ViT
+from labkit.vit import Attention, Block, ViT
 from tests.checks import equal, rows_sum_to_one
 
 SIZE = (32, 48)  # 4 x 6 patches
@@ -39,10 +39,14 @@ def pictures(count: int = 2) -> Tensor:
 
 
 class Mean(nn.Module):
-    """A mixer that is no attention."""
+    """A mixer that hands no evidence over, though it has a softmax and an attention inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Attention(24, 2)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        return x.mean(dim=1, keepdim=True).expand_as(x).softmax(dim=-1)
+        return x.mean(dim=1, keepdim=True).expand_as(x).softmax(dim=-1) + self.inner(x)
 
 
 VARIANTS = {
@@ -183,7 +187,7 @@ def mixed() -> ViT:
     return model
 
 
-def test_a_block_that_is_no_attention_has_no_layer():
+def test_a_block_that_shows_no_attention_has_no_layer():
     model = attach(mixed(), Merge(4), [0])
     for grads in (False, True):
         seen = trace(model, pictures(), grads=grads)
@@ -196,7 +200,7 @@ def test_a_block_that_is_no_attention_has_no_layer():
     equal(only.provenance[0], seen.provenance[1])
 
 
-def test_a_model_without_attention_says_so():
+def test_a_model_that_shows_no_attention_says_so():
     model = mixed()
     for block in model.blocks:
         block.attn = Mean()

@@ -42,7 +42,7 @@ class Sightings:
     """Takes notes of the calls of one forward pass."""
 
     def __init__(self) -> None:
-        self.found: list[tuple[str, str, Grid]] = []  # (module, function, grid)
+        self.found: list[tuple[str, Grid]] = []  # (module, grid)
         self.owners: set[str] = set()
         self.shift: Grid | None = (0, 0)
         self.rolled: Grid | None = None
@@ -54,7 +54,7 @@ class Sightings:
         if name == "roll":
             self.roll(out, *args[1:], **{key: value for key, value in kwargs.items() if key != "input"})
         elif (grid := grid_of(name, args, out)) is not None and math.prod(grid) > 1:
-            self.found.append((where(), name, grid))
+            self.found.append((where(), grid))
 
     def roll(self, x: Tensor, shifts: Any, dims: Any = None) -> None:
         """Add up what a map of grid (h, w) is rolled by; rolled back, it is where it was."""
@@ -70,9 +70,8 @@ class Sightings:
     def until(self, owner: str) -> Seen:
         """What was seen before this module attends. What an attention does inside is no map of the model."""
         self.owners.add(owner)
-        outside = [grid for module, _, grid in self.found if not self.inside(module)]
-        grids = [grid for module, name, grid in self.found if name not in NORMS or not self.inside(module)]
-        latest_first = tuple(dict.fromkeys(reversed(grids)))
+        outside = [grid for module, grid in self.found if not self.inside(module)]
+        latest_first = tuple(dict.fromkeys(grid for _, grid in reversed(self.found)))
         return Seen(outside[-1] if outside else None, latest_first, self.shift, self.rolled)
 
     def inside(self, module: str) -> bool:
