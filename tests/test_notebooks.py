@@ -18,7 +18,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LESSONS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 SECONDS, CELL_SECONDS, MEMORY = 60, 20, 1e9  # a free Binder machine guarantees 1 GB
-SHARED = 1.5  # two hyperthreads are less than two cores, and processor time grows when a neighbour is busy
 SIZE = 600_000  # bytes of a saved lesson
 LAST = ["Limits", "Exercises", "Papers", "Next"]
 
@@ -172,8 +171,8 @@ def test_it_runs_within_its_budget(path, values, tmp_path, monkeypatch):
     # On a busy machine a lesson waits for others: then the processor time it used counts, not the wait.
     seconds = [min(pair) for pair in zip(wall, (cpu for cpu, _ in meter[-len(cells) :]), strict=True)]
     slow = {cell.source.splitlines()[0]: round(s, 1) for cell, s in zip(cells, seconds, strict=True)}
-    assert max(seconds) <= SHARED * CELL_SECONDS, slow
-    assert sum(seconds) <= SHARED * SECONDS, slow
+    assert max(seconds) <= CELL_SECONDS, slow
+    assert sum(seconds) <= SECONDS, slow
     peak = max(peak for _, peak in meter)
     print(f"{path.stem}: {sum(seconds):.0f} s, slowest cell {max(seconds):.0f} s, peak {peak / 1e6:.0f} MB")
     assert peak <= MEMORY
