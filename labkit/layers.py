@@ -169,9 +169,9 @@ class Block(nn.Module):
         """What the first residual branch adds to the tokens, and the evidence when it is attention."""
         if not isinstance(self.attn, Attention):
             return self.ls1(self.attn(self.norm1(x), grid)[:, :rows]), None
-        # A token that stands for s patches is attended to s times: + log s before the softmax.
-        bias = None if sizes is None else sizes.log()[:, None, None, :]
+        bias = None if sizes is None else log_sizes(sizes)[:, None, None, :]
         mixed, evidence = self.attn.attend(self.norm1(x), bias, rows, grid, prefix)
+        evidence.sizes = sizes
         return self.ls1(mixed), evidence
 
 
@@ -186,8 +186,19 @@ def reduce_tokens(
     if isinstance(how, Groups):
         if sizes is None and not how.joins:
             return x, how, None  # no token stands for two: attention needs no bias, and its kernel no mask
-        return x, how, how.total(before[..., None])[..., 0]
-    return x, how, ((how != 0).to(before) @ before[..., None])[..., 0]
+        return x, how, how.sizes(before)
+    # A dense map blends the patches: nobody is in one token alone, and the tokens share them evenly.
+    alone, blended = before[:, :prefix], before[:, prefix:].sum(dim=1, keepdim=True)
+    count = how.shape[1] - prefix
+    return x, how, torch.cat([alone, (blended / count).expand(-1, count)], dim=1)
+
+
+def log_sizes(sizes: Tensor) -> Tensor:
+    """What is added to the scores so that a token of s patches is attended to s times, an empty place not at all.
+
+    What is added to s is lost in the rounding of a 1; with it the gradient at 0 is finite, and right.
+    """
+    return (sizes + 1e-15).log()
 
 
 def init_weights(module: nn.Module) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from labkit.errors import LabkitError
 from labkit.evidence import Evidence
-from labkit.vit import MLP, Impl
+from labkit.layers import MLP, Impl, log_sizes
 
 
 class AttentionPool(nn.Module):
@@ -41,18 +41,18 @@ class AttentionPool(nn.Module):
         self.norm = norm(dim)
         self.mlp = MLP(dim, int(dim * mlp_ratio), act)
 
-    def attend(self, x: Tensor) -> tuple[Tensor, Evidence]:
+    def attend(self, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Evidence]:
         """The pooled feature (b, d) and the evidence, whose attention (b, heads, 1, n) says what was read."""
         q = rearrange(self.q(self.latent), "1 1 (h d) -> 1 h 1 d", h=self.heads).expand(len(x), -1, -1, -1)
         k, v = rearrange(self.kv(x), "b n (two h d) -> two b h n d", two=2, h=self.heads)
-        evidence = Evidence(q, k, v=v)
+        evidence = Evidence(q, k, None if sizes is None else log_sizes(sizes)[:, None, None], v=v)
         if self.impl == "plain":
             evidence.attn = evidence.attention()
             out = evidence.attn @ v
         else:
-            out = F.scaled_dot_product_attention(q, k, v)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=evidence.bias)
         pooled = self.proj(rearrange(out, "b h 1 d -> b (h d)"))
         return pooled + self.mlp(self.norm(pooled)), evidence
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.attend(x)[0]
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        return self.attend(x, sizes)[0]

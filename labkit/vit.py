@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from labkit.errors import LabkitError
-from labkit.evidence import Grid, Observation, Step
+from labkit.evidence import Evidence, Grid, Observation, Reducer, Step
 from labkit.layers import (
     MLP,
     Attention,
@@ -112,6 +112,7 @@ class ViT(nn.Module):
         self.fc_norm: nn.Module = nn.Identity()
         self.head = nn.Linear(dim, classes) if classes else nn.Identity()
         self.pool = pool if isinstance(pool, str) else "module"
+        self.entry: Reducer | None = None  # a token reducer in front of the first block
         self.pools_prefix = False  # does an average or a module read the tokens before the patches too?
         self.last: Literal["class", "full"] = "class"
         self.set_impl(impl)
@@ -177,9 +178,17 @@ class ViT(nn.Module):
             x = torch.cat([*prefix, x], dim=1)
         return self.norm_pre(x), grid
 
-    def steps(self, x: Tensor, grid: Grid, rows: int | None = None) -> Iterator[Step]:
+    def enter(self, images: Tensor) -> tuple[Step, Grid]:
+        """The tokens that the first block gets, with the map when they were reduced before it, and the grid."""
+        x, grid = self.embed(images)
+        if self.entry is None:
+            return Step(x, None, None, None), grid
+        evidence = Evidence(x[:, None, :0], x[:, None], v=x[:, None], images=images)
+        x, how, sizes = reduce_tokens(self.entry, x, evidence, None, self.prefix)
+        return Step(x, evidence, how, sizes), grid
+
+    def steps(self, x: Tensor, grid: Grid, rows: int | None = None, sizes: Tensor | None = None) -> Iterator[Step]:
         """Run the blocks one by one; with `rows`, the last one computes only the first `rows` tokens."""
-        sizes = None
         for i, block in enumerate(self.blocks, start=1):
             step = block(x, grid, sizes, self.prefix, rows if i == len(self.blocks) else None)
             x, sizes = step.x, step.sizes
@@ -188,6 +197,10 @@ class ViT(nn.Module):
     def rows_read(self) -> int | None:
         """How many leading tokens the head reads; None when it reads them all."""
         return 1 if self.pool == "class" else None
+
+    def rows_computed(self) -> int | None:
+        """How many leading tokens fast inference computes in the last block: those that the head reads; None: all."""
+        return self.rows_read() if self.last == "class" and self.impl == "fast" and not self.training else None
 
     def read(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
         """Tokens (b, n, d) → logits (b, classes); in the mean a token that stands for s patches counts s times."""
@@ -198,7 +211,7 @@ class ViT(nn.Module):
             first = 0 if self.pools_prefix else self.prefix
             x = x[:, first:]
             if self.attn_pool is not None:
-                x = self.attn_pool(x)
+                x = self.attn_pool(x) if sizes is None else self.attn_pool(x, sizes[:, first:])
             elif sizes is None:
                 x = x.mean(dim=1)
             else:
@@ -208,10 +221,8 @@ class ViT(nn.Module):
 
     def last_step(self, images: Tensor) -> Step:
         """What leaves the last block; fast inference computes only the tokens that the head reads."""
-        x, grid = self.embed(images)
-        shortcut = self.last == "class" and self.impl == "fast" and not self.training
-        last = Step(x, None, None, None)
-        for step in self.steps(x, grid, self.rows_read() if shortcut else None):
+        last, grid = self.enter(images)
+        for step in self.steps(last.x, grid, self.rows_computed(), last.sizes):
             last = step
         return last
 
@@ -225,6 +236,6 @@ class ViT(nn.Module):
 
     def observe(self, images: Tensor) -> Observation:
         """The same pass with everything kept: logits and, for each block, its tokens and its evidence."""
-        x, grid = self.embed(images)
-        steps = list(self.steps(x, grid))
-        return Observation(self.read(steps[-1].x, steps[-1].sizes), grid, x, steps)
+        first, grid = self.enter(images)
+        steps = list(self.steps(first.x, grid, sizes=first.sizes))
+        return Observation(self.read(steps[-1].x, steps[-1].sizes), grid, first.x, steps, first.how)

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from labkit.errors import LabkitError
-from labkit.vit import MLP, LayerScale
+from labkit.layers import MLP, LayerScale, log_sizes
 
 
 class ClassAttention(nn.Module):
@@ -28,11 +28,12 @@ class ClassAttention(nn.Module):
         self.v = nn.Linear(dim, dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, cls: Tensor, patches: Tensor) -> Tensor:
+    def forward(self, cls: Tensor, patches: Tensor, sizes: Tensor | None = None) -> Tensor:
         """(b, 1, d) and (b, n, d) → what the class token gathers, (b, 1, d)."""
         x = torch.cat([cls, patches], dim=1)
         q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=self.heads) for t in (self.q(cls), self.k(x), self.v(x)))
-        out = F.scaled_dot_product_attention(q, k, v)
+        bias = None if sizes is None else F.pad(log_sizes(sizes), (1, 0))[:, None, None]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.proj(rearrange(out, "b h n d -> b n (h d)"))
 
 
@@ -48,8 +49,8 @@ class ClassBlock(nn.Module):
         self.mlp = MLP(dim, 4 * dim)
         self.ls2 = LayerScale(dim, layer_scale)
 
-    def forward(self, cls: Tensor, patches: Tensor) -> Tensor:
-        cls = cls + self.ls1(self.attn(self.norm1(cls), self.norm1(patches)))
+    def forward(self, cls: Tensor, patches: Tensor, sizes: Tensor | None = None) -> Tensor:
+        cls = cls + self.ls1(self.attn(self.norm1(cls), self.norm1(patches), sizes))
         return cls + self.ls2(self.mlp(self.norm2(cls)))
 
 
@@ -64,8 +65,8 @@ class ClassStage(nn.Module):
         self.cls_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
         self.blocks = nn.ModuleList(ClassBlock(dim, heads, layer_scale) for _ in range(depth))
 
-    def forward(self, patches: Tensor) -> Tensor:
+    def forward(self, patches: Tensor, sizes: Tensor | None = None) -> Tensor:
         cls = self.cls_token.expand(len(patches), -1, -1)
         for block in self.blocks:
-            cls = block(cls, patches)
+            cls = block(cls, patches, sizes)
         return cls[:, 0]

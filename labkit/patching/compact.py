@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from labkit.evidence import Grid
+from labkit.layers import log_sizes
 from labkit.vit import ViT, check_images
 
 
@@ -61,12 +62,13 @@ class SeqPool(nn.Module):
         super().__init__()
         self.score = nn.Linear(dim, 1)
 
-    def weights(self, x: Tensor) -> Tensor:
-        """How much each token counts, (b, n); the rows sum to 1."""
-        return self.score(x)[..., 0].softmax(dim=-1)
+    def weights(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """How much each token counts, (b, n), one of s patches s times; the rows sum to 1."""
+        scores = self.score(x)[..., 0]
+        return (scores if sizes is None else scores + log_sizes(sizes)).softmax(dim=-1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return (self.weights(x)[:, None] @ x)[:, 0]
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        return (self.weights(x, sizes)[:, None] @ x)[:, 0]
 
 
 def cct(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import Literal, TypeVar
 
 from torch import nn
 
 from labkit.evidence import Reducer
+from labkit.tokens.adaptive import KeepShare, packed
 from labkit.tokens.cluster import Cluster
 from labkit.tokens.criteria import MergeByCriteria
 from labkit.tokens.energy import MergeByEnergy
@@ -25,6 +27,7 @@ __all__ = [
     "Cluster",
     "Fuse",
     "Keep",
+    "KeepShare",
     "MaxPool",
     "Merge",
     "MergeByCriteria",
@@ -35,17 +38,34 @@ __all__ = [
     "StridedPool",
     "attach",
     "class_attention",
+    "packed",
     "unmerge",
 ]
 
 
-def attach(model: ViT, reducer: Reducer, layers: Iterable[int]) -> ViT:
-    """A copy of the model, sharing its weights, that reduces its tokens in the given blocks (0 is the first)."""
-    slim = copy.copy(model)
-    slim._modules = dict(model._modules)
-    slim.blocks = nn.ModuleList(copy.copy(block) for block in model.blocks)
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def attach(model: ViT, reducer: Reducer, layers: Iterable[int] | Literal["entry"]) -> ViT:
+    """A copy of the model, sharing its weights, that reduces its tokens in the given blocks (0 is the first).
+
+    "entry" is in front of the first block, where there is no attention yet. The parameters of a reducer that has
+    some become parameters of the copy.
+    """
+    slim = _twin(model)
+    slim.blocks = nn.ModuleList(_twin(block) for block in model.blocks)
+    if layers == "entry":
+        slim.entry = reducer
+        return slim
     for layer in layers:
         block = slim.blocks[layer]
         assert isinstance(block, Block)
         block.reducer = reducer
     return slim
+
+
+def _twin(module: Module) -> Module:
+    """The same parts under a new roof: what is added to the copy is not added to the original."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from labkit.errors import LabkitError
 from labkit.evidence import Evidence, Groups
-from labkit.tokens.score import Score, class_attention, highest
+from labkit.tokens.score import Score, class_attention, highest, present
 
 
 def fuse(scores: Tensor, count: int, prefix: int) -> Groups:
@@ -53,5 +53,5 @@ class Fuse:
         count = math.ceil(round(self.keep * patches, 6))  # 0.55 * 100 is 55.00000000000001
         if count == patches:
             return x, Groups.choice(torch.arange(x.shape[1], device=x.device).expand(len(x), -1), x.shape[1])
-        groups = fuse(self.score(evidence, prefix).expand(len(x), -1), count, prefix)
+        groups = fuse(present(self.score(evidence, prefix).expand(len(x), -1), sizes, prefix), count, prefix)
         return groups.mean(x), groups

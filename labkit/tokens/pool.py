@@ -96,7 +96,7 @@ class MaxPool:
     """A reducer: the maximum over windows of the patch sequence (HVT). `kernel=1, stride=1` is the identity.
 
     `position` (1, m, d) is added to the pooled tokens; it is no part of the model, so its optimiser has to be told.
-    A token stands for all that gave it a channel, so a patch in two overlapping windows is counted twice.
+    Windows may overlap, so the tokens share the patches evenly, and attention weighs them alike, as in the paper.
     """
 
     kernel: int = 3

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from labkit.errors import LabkitError
 from labkit.evidence import Evidence, Groups
-from labkit.tokens.score import Score, class_attention, highest
+from labkit.tokens.score import Score, class_attention, highest, present
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Keep:
     def reduce(self, x: Tensor, evidence: Evidence, sizes: Tensor | None, prefix: int) -> tuple[Tensor, Groups]:
         if not 0 < self.keep <= 1:
             raise LabkitError(f"keep={self.keep} is not a share; expected a number above 0 and at most 1.")
-        scores = self.score(evidence, prefix).expand(len(x), -1)
+        scores = present(self.score(evidence, prefix).expand(len(x), -1), sizes, prefix)
         count = max(1, round(self.keep * scores.shape[1]))
         kept = highest(scores, count, prefix)
         return x.take_along_dim(kept[..., None], dim=1), Groups.choice(kept, x.shape[1])

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from labkit.errors import LabkitError
 from labkit.evidence import Evidence, Groups
-from labkit.tokens.score import Score, class_value, highest
+from labkit.tokens.adaptive import keep_where
+from labkit.tokens.score import Score, class_value, present
 
 
 def sampled(scores: Tensor, samples: int) -> Tensor:
@@ -37,8 +38,8 @@ def sampled(scores: Tensor, samples: int) -> Tensor:
 class Sample:
     """A reducer: keeps the patches that `samples` samples of the scores meet, in order, and every prefix token.
 
-    An image alone keeps its own number. A batch is one tensor: there all keep as many as the image that needs the
-    most, and the best of the others fill up. The identity once `samples` is at least 1 / the smallest share.
+    Every image keeps its own number: in a batch the places behind the shorter ones stay empty. The identity once
+    `samples` is at least 1 / the smallest share.
     """
 
     samples: int
@@ -47,8 +48,5 @@ class Sample:
     def reduce(self, x: Tensor, evidence: Evidence, sizes: Tensor | None, prefix: int) -> tuple[Tensor, Groups]:
         if self.samples < 1:
             raise LabkitError(f"samples={self.samples} keeps nothing; expected a whole number of at least 1.")
-        scores = self.score(evidence, prefix).expand(len(x), -1)
-        met = sampled(scores, self.samples)
-        most = int(met.sum(dim=1).max())
-        kept = highest(scores.masked_fill(met, torch.inf), most, prefix)
-        return x.take_along_dim(kept[..., None], dim=1), Groups.choice(kept, x.shape[1])
+        scores = present(self.score(evidence, prefix).expand(len(x), -1), sizes, prefix)
+        return keep_where(sampled(scores, self.samples), x, prefix)

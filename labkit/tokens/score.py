@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from labkit.errors import LabkitError
 from labkit.evidence import Evidence
+from labkit.tokens.energy import energy_score
 
 Score = Callable[[Evidence, int], Tensor]  # (evidence, prefix) → (b, patches)
 
@@ -32,6 +32,11 @@ def highest(scores: Tensor, count: int, prefix: int) -> Tensor:
     """
     best = scores.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
     return torch.cat([torch.arange(prefix, device=best.device).expand(len(best), -1), best + prefix], dim=1)
+
+
+def present(scores: Tensor, sizes: Tensor | None, prefix: int) -> Tensor:
+    """(b, patches) scores, lower than all others where a place is empty."""
+    return scores if sizes is None else scores.masked_fill(sizes[:, prefix:] == 0, -torch.inf)
 
 
 def class_attention(evidence: Evidence, prefix: int) -> Tensor:
@@ -58,20 +63,31 @@ def class_value(evidence: Evidence, prefix: int) -> Tensor:
 
 
 def attention_received(evidence: Evidence, prefix: int) -> Tensor:
-    """How much all tokens look at each patch, the mean over them and over heads: needs no class token."""
-    return evidence.attention().mean(dim=(1, 2))[:, prefix:]
+    """How much all look at each patch, the mean over heads and over tokens, each as the patches that it stands for.
+
+    It needs no class token.
+    """
+    attn = evidence.attention().mean(dim=1)
+    return (attn.mean(dim=1) if evidence.sizes is None else (_shares(evidence.sizes) @ attn)[:, 0])[:, prefix:]
 
 
-def stationary(attn: Tensor, iterations: int, damping: float = 1.0) -> Tensor:
+def _shares(amounts: Tensor) -> Tensor:
+    """(b, n) → (b, 1, n), which sum to one."""
+    return (amounts / amounts.sum(dim=1, keepdim=True))[:, None]
+
+
+def stationary(attn: Tensor, iterations: int, damping: float = 1.0, there: Tensor | None = None) -> Tensor:
     """(..., n, n) → (..., n): where a walker is who starts anywhere and follows attention `iterations` times.
 
-    With probability 1 - damping a step leads anywhere instead. The limit is the left eigenvector of the damped
-    matrix to the eigenvalue 1; the error shrinks like the power of damping times its second eigenvalue.
+    Anywhere is `there` (b, n), when some places are empty. With probability 1 - damping a step leads anywhere instead.
+    The limit is the left eigenvector of the damped matrix to the eigenvalue 1; the error shrinks like the power of
+    damping times its second eigenvalue.
     """
     n = attn.shape[-1]
-    rank = attn.new_full((*attn.shape[:-2], 1, n), 1 / n)
+    start = attn.new_full((*attn.shape[:-2], 1, n), 1 / n) if there is None else _shares(there.to(attn))
+    rank = start
     for _ in range(iterations):
-        rank = damping * (rank @ attn) + (1 - damping) / n
+        rank = damping * (rank @ attn) + (1 - damping) * start
     return rank[..., 0, :]
 
 
@@ -85,23 +101,20 @@ def page_rank(iterations: int = 30, damping: float = 1.0) -> Score:
             f"page_rank(iterations={iterations}, damping={damping}) is not a walk; "
             "expected iterations of at least 0 and a damping from 0 to 1."
         )
-    return lambda evidence, prefix: stationary(evidence.attention().mean(dim=1), iterations, damping)[:, prefix:]
+
+    def score(evidence: Evidence, prefix: int) -> Tensor:
+        there = None if evidence.sizes is None else evidence.sizes > 0
+        return stationary(evidence.attention().mean(dim=1), iterations, damping, there)[:, prefix:]
+
+    return score
 
 
 def energy(margin: float = 0.5, alpha: float = 1.0) -> Score:
     """How crowded the place of a patch is among the keys: high for those that others can stand in for.
 
-    A neighbour whose cosine exceeds the margin adds by how much, one below takes at most `alpha` away. What is
-    dropped first should be what is crowded: keep by `reverse(energy())`.
+    What is dropped first should be what is crowded: keep by `reverse(energy())`.
     """
-
-    def score(evidence: Evidence, prefix: int) -> Tensor:
-        keys = F.normalize(evidence.k.mean(dim=1)[:, prefix:], dim=-1)
-        near = F.elu(keys @ keys.transpose(1, 2) - margin, alpha)
-        others = near.sum(dim=2) - near.diagonal(dim1=1, dim2=2)
-        return others / max(1, near.shape[2] - 1)
-
-    return score
+    return lambda evidence, prefix: energy_score(evidence.k.mean(dim=1)[:, prefix:], margin, alpha)
 
 
 def key_norm(evidence: Evidence, prefix: int) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from labkit.errors import LabkitError
@@ -55,7 +56,7 @@ class Kept:
     def joined(self, parts: list[Tensor]) -> Tensor:
         """One tensor, joined when it is first asked for."""
         if len(parts) > 1:
-            parts[:] = [torch.cat(parts)]
+            parts[:] = [stacked(parts)]
         return parts[0]
 
     @property
@@ -116,6 +117,17 @@ class Budget:
     def sentence(self) -> str:
         sizes = ", ".join(f"{megabytes(self.need(keep))} as {keep}" for keep in ("float32", "float16", "uint8"))
         return f"{self.amount()}: {sizes}."
+
+
+def stacked(parts: list[Tensor]) -> Tensor:
+    """Batch behind batch; one that held fewer tokens, as its images needed, gets empty places (zeros)."""
+    longest = [max(lengths) for lengths in zip(*(part.shape[1:] for part in parts), strict=True)]
+
+    def padded(part: Tensor) -> Tensor:
+        gaps = [(0, most - n) for most, n in zip(longest, part.shape[1:], strict=True)]
+        return F.pad(part, [side for gap in reversed(gaps) for side in gap])
+
+    return torch.cat([padded(part) for part in parts])
 
 
 def images(number: int) -> str:

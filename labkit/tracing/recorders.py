@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from labkit.errors import LabkitError
-from labkit.evidence import Step
+from labkit.evidence import Step, matrix_of
 from labkit.tracing.capture import Call, Watch
-from labkit.tracing.keeping import Budget, Kept
+from labkit.tracing.keeping import Budget, Kept, stacked
 from labkit.tracing.layouts import Arrange, Layer, prefix_names, read
 from labkit.tracing.trace import Own, Trace, bytes_of
 
@@ -65,6 +65,7 @@ class OwnRecorder(Recorder):
         self.tokens: list[list[Tensor]] = []
         self.maps: list[list[Tensor | None]] = []
         self.sizes: list[list[Tensor | None]] = []
+        self.entries: list[list[Tensor | None]] = []
         self.blocks: list[int] = []
         self.patches = (0, 0)
 
@@ -84,7 +85,10 @@ class OwnRecorder(Recorder):
         for number, block in enumerate(self.blocks):
             self.keep_block(number, block, seen.steps[block], inside.get(block))
         self.tokens.append([t.detach().cpu() for t in (seen.embedded, *(step.x for step in seen.steps))])
-        self.maps.append([None if step.map is None else step.map.detach().float().cpu() for step in seen.steps])
+        maps = [matrix_of(seen.entry, seen.embedded), *(step.map for step in seen.steps)]
+        entry, *maps = [None if how is None else how.detach().float().cpu() for how in maps]
+        self.entries.append([entry])
+        self.maps.append(maps)
         self.sizes.append([None if step.sizes is None else step.sizes.detach().cpu() for step in seen.steps])
         beside = sum(bytes_of(parts[-1]) for parts in (self.tokens, self.maps, self.sizes))
         self.budget.beside = beside // len(images) * self.budget.images
@@ -102,11 +106,16 @@ class OwnRecorder(Recorder):
 
     def trace(self, images: Tensor, logits: Tensor) -> Trace:
         def joined(parts: list[list[Any]]) -> list[Any]:
-            return [None if step[0] is None else torch.cat(step) for step in zip(*parts, strict=True)]
+            return [None if step[0] is None else stacked(step) for step in zip(*parts, strict=True)]
 
         fields = self.found()
         blocks = [self.blocks[i] for i in sorted(self.layers)]
-        own = Own(joined(self.tokens), joined(self.maps), joined(self.sizes), blocks, self.model.prefix)
+        for i, depth in enumerate(zip(*self.sizes, strict=True)):
+            if any(sizes is not None for sizes in depth):  # then the batches in which all are 1 say so, too
+                for tokens, sizes in zip(self.tokens, self.sizes, strict=True):
+                    sizes[i] = tokens[i + 1].new_ones(tokens[i + 1].shape[:2]) if sizes[i] is None else sizes[i]
+        (entry,) = joined(self.entries)
+        own = Own(joined(self.tokens), joined(self.maps), joined(self.sizes), blocks, self.model.prefix, entry)
         return Trace(images=images, logits=logits, patches=self.patches, own=own, **fields)
 
 

@@ -38,6 +38,7 @@ class Own:
     sizes: list[Tensor | None]  # after each block
     blocks: list[int]  # the block of each recorded layer
     prefix: int
+    entry: Tensor | None = None  # the map of the reducer in front of the first block
 
     @property
     def nbytes(self) -> int:
@@ -47,7 +48,7 @@ class Own:
         """(b, tokens, patches) of the tokens that enter a block."""
         start = torch.cat([torch.zeros(self.prefix, patches), torch.eye(patches)])
         joint = start.expand(len(self.tokens[0]), -1, -1)
-        for step in self.maps[:block]:
+        for step in [self.entry, *self.maps[:block]]:
             joint = joint if step is None else step @ joint
         return joint
 

@@ -54,7 +54,7 @@ def test_the_class_stage_leaves_the_patches_as_they_are():
         block.register_forward_pre_hook(lambda block, inputs: seen.append(inputs))
     before = patches.clone()
     out = stage(patches)
-    checks.equal([given for _, given in seen], [before] * 3, what="the patches that the blocks see")
+    checks.equal([given for _, given, _ in seen], [before] * 3, what="the patches that the blocks see")
     checks.equal(patches, before, what="the patches after and before")
     assert out.shape == (2, DIM) and not torch.equal(seen[0][0], seen[2][0])
 

@@ -85,7 +85,6 @@ def test_the_cost_is_a_linear_and_a_quadratic_term_for_each_stage(stages):
         macs += blocks * (12 * d**2 * (n / 2**s) + 2 * d * (n**2 / 4**s))
     for before in (n / 2**s for s in range(stages - 1)):
         macs -= 8 * d**2 * (before - before / 2)
-        macs += before / 2 * before  # from the map: how many patches each token stands for
     checks.cost_law(macs, slim, torch.randn(1, 3, 32, 48))
 
 

@@ -162,8 +162,8 @@ def test_the_isolated_have_less_energy_than_those_in_a_crowd():
     energy = score.energy(0.5)(seen, 0)
     assert energy.argmin() == 6
     low = torch.tensor(-0.4, dtype=torch.float64).expm1()
-    checks.equal(energy[0, 0], (2 * 0.4 + 4 * low) / 6, 1e-7)
-    checks.equal(energy[0, 6], low, 1e-7)
+    checks.equal(energy[0, 0], (0.5 + 2 * 0.4 + 4 * low) / 7, 1e-7)
+    checks.equal(energy[0, 6], (0.5 + 6 * low) / 7, 1e-7)
     assert 6 in score.highest(score.reverse(score.energy())(seen, 0), 1, 0)[0]
 
 
@@ -173,14 +173,15 @@ def test_only_without_a_tail_is_the_energy_of_the_isolated_always_the_lowest():
 
     Two twins are turned away from five tokens that are nearly, but not quite, each other's neighbours: one friend and
     five opposites make less energy than no friend and no opposites. With alpha=0 what is below the margin counts
-    nothing; then isolated means zero, and a friend means more.
+    nothing; then isolated means to be near oneself alone, and a friend means more.
     """
     cosines = torch.full((7, 7), -0.3)
     cosines[:2, :2], cosines[2:, 2:] = 0.95, 0.45
     seen = crowd(cosines.fill_diagonal_(1))
     broken, lawful = (score.energy(0.5, alpha)(seen, 0)[0] for alpha in (1.0, 0.0))
     assert broken[:2].max() < broken[2:].min()
-    assert lawful[2:].abs().max() == 0 and lawful[:2].min() > 0.05
+    checks.equal(lawful[2:], lawful.new_full((5,), 0.5 / 7), 1e-12)
+    assert lawful[:2].min() > 0.5 / 7 + 0.05
 
 
 def test_known_random_and_reverse():
