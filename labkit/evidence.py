@@ -6,6 +6,7 @@ drawn from them without a hook.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -45,6 +46,11 @@ class Evidence:
         return scores.softmax(dim=-1)
 
 
+def taken(x: Tensor, places: Tensor) -> Tensor:
+    """(b, n, d) and (b, m) → (b, m, d): of each image the tokens at these places, whole rows at a time."""
+    return x[torch.arange(len(x), device=x.device)[:, None], places]
+
+
 @dataclass
 class Groups:
     """A map that sorts: every token goes into one new token, or nowhere. Its matrix is made for who asks for it."""
@@ -78,9 +84,11 @@ class Groups:
 
     def total(self, values: Tensor) -> Tensor:
         """(b, n, d) → (b, count, d), the sum over each group."""
-        dropped_last = torch.where(self.home < 0, self.count, self.home)[..., None].expand_as(values)
-        sums = values.new_zeros(len(values), self.count + 1, values.shape[-1])
-        return sums.scatter_add(1, dropped_last, values)[:, :-1]
+        b, _, d = values.shape
+        place = torch.where(self.home < 0, self.count, self.home)  # behind the last group what is dropped adds up
+        place = place + (self.count + 1) * torch.arange(b, device=place.device)[:, None]
+        sums = values.new_zeros(b * (self.count + 1), d).index_add(0, place.flatten(), values.flatten(0, 1))
+        return sums.unflatten(0, (b, self.count + 1))[:, :-1]
 
     def mean(self, values: Tensor) -> Tensor:
         """(b, n, d) → (b, count, d), the weighted mean over each group: matrix() @ values, without the matrix."""
@@ -90,7 +98,7 @@ class Groups:
     def spread(self, values: Tensor) -> Tensor:
         """(b, count, d) → (b, n, d): every old token gets what its new one has, a dropped one zeros."""
         padded = F.pad(values, (0, 0, 0, 1))
-        return padded.take_along_dim(self.home[..., None] % (self.count + 1), dim=1)
+        return taken(padded, self.home % (self.count + 1))
 
     def matrix(self) -> Tensor:
         """(b, count, n), every row sums to one, to zero where there is no token."""
@@ -132,6 +140,14 @@ def matrix_of(how: Tensor | Groups | None, like: Tensor) -> Tensor | None:
     return how.matrix().to(like) if isinstance(how, Groups) else how
 
 
+def provenance(maps: Iterable[Tensor | None], patches: int, prefix: int, batch: int) -> Tensor:
+    """(b, tokens, patches): what the tokens behind these maps are made of; None is a block that changed none."""
+    joint = torch.cat([torch.zeros(prefix, patches), torch.eye(patches)]).expand(batch, -1, -1)
+    for how in maps:
+        joint = joint if how is None else how.to(joint) @ joint
+    return joint
+
+
 class Observation(NamedTuple):
     """One recorded forward pass."""
 
@@ -140,3 +156,8 @@ class Observation(NamedTuple):
     embedded: Tensor  # the tokens before the first block
     steps: list[Step]
     entry: Tensor | Groups | None = None  # the map of the reducer in front of the first block
+
+    @property
+    def maps(self) -> list[Tensor | None]:
+        """The map in front of the first block and that of each block, as matrices."""
+        return [matrix_of(self.entry, self.embedded), *(step.map for step in self.steps)]

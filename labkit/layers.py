@@ -7,8 +7,9 @@ weights travel both ways without a translation table.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from labkit.evidence import Evidence, Grid, Groups, Reducer, Step
 
 Size = int | Grid
 Impl = Literal["plain", "fast"]
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def check_images(images: Tensor, channels: int, patch: Grid | None) -> Grid:
@@ -196,9 +198,16 @@ def reduce_tokens(
 def log_sizes(sizes: Tensor) -> Tensor:
     """What is added to the scores so that a token of s patches is attended to s times, an empty place not at all.
 
-    What is added to s is lost in the rounding of a 1; with it the gradient at 0 is finite, and right.
+    Where sizes are learned, they get so little more that a 1 stays a 1, and the gradient at 0 is finite, and right.
     """
-    return (sizes + 1e-15).log()
+    return (sizes + 1e-30 if sizes.requires_grad else sizes).log()
+
+
+def twin(module: Module) -> Module:
+    """The same parts under a new roof: what is added to the copy is not added to the original."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin
 
 
 def init_weights(module: nn.Module) -> None:

@@ -21,6 +21,13 @@ class Paper:
 
 PAPERS = (
     Paper(
+        "S007",
+        "IA-RED^2: Interpretability-Aware Redundancy Reduction for Vision Transformers",
+        2021,
+        "token-reduction",
+        "Draw which patches to keep and make likelier what was right with few; what was kept explains the answer.",
+    ),
+    Paper(
         "S011",
         "Adaptive Token Sampling For Efficient Vision Transformers",
         2021,
@@ -69,6 +76,13 @@ PAPERS = (
         2024,
         "patching",
         "Cut a large image into tiles of the size a model knows, in its own proportions, and add a thumbnail.",
+    ),
+    Paper(
+        "S053",
+        "Stretching Each Dollar: Diffusion Training from Scratch on a Micro-Budget",
+        2024,
+        "token-reduction",
+        "Mix all patches lightly before most are dropped in training: those that go have told those that stay.",
     ),
     Paper(
         "S056",
@@ -219,6 +233,13 @@ PAPERS = (
         "Only the low frequencies of the tokens attend to each other; the inverse transform answers every token.",
     ),
     Paper(
+        "S165",
+        "Vcc: Scaling Transformers to 128K Tokens or More by Prioritizing Important Tokens",
+        2023,
+        "token-reduction",
+        "Cut the image finely where the class token looks, coarsely elsewhere; run the block on the parts, then undo.",
+    ),
+    Paper(
         "S169",
         "Restormer: Efficient Transformer for High-Resolution Image Restoration",
         2021,
@@ -252,6 +273,13 @@ PAPERS = (
         2021,
         "attention",
         "q, k and v are pooled inside the attention; keys from strides, queries to shrink the image.",
+    ),
+    Paper(
+        "S188",
+        "Efficient Online Inference of Vision Transformers by Training-Free Tokenization",
+        2024,
+        "token-reduction",
+        "Group patches by their pixels before the first block: drop flat ones, merge those near the same visual word.",
     ),
     Paper(
         "S193",
@@ -359,6 +387,13 @@ PAPERS = (
         "Every pair meets: within a span directly, elsewhere by a summary that the span makes of itself.",
     ),
     Paper(
+        "S279",
+        "PYRA: Parallel Yielding Re-Activation for Training-Inference Efficient Task Adaptation",
+        2024,
+        "adaptation",
+        "Before a pair is merged, the token that moves is re-scaled by a learned weight of rank one.",
+    ),
+    Paper(
         "S285",
         "Conditional Positional Encodings for Vision Transformers",
         2021,
@@ -393,6 +428,13 @@ PAPERS = (
         2025,
         "weight-compression",
         "Some hidden channels skip the activation; after training their linear path folds into one matrix.",
+    ),
+    Paper(
+        "S312",
+        "DiffRate : Differentiable Compression Rate for Efficient Vision Transformers",
+        2023,
+        "token-reduction",
+        "Learn each block's count: a softmax over counts gives every rank a probability, a straight-through mask cuts.",
     ),
     Paper(
         "S317",
@@ -459,6 +501,13 @@ PAPERS = (
         "Attention among a few slots that tokens are softly sorted into, beside a convolution.",
     ),
     Paper(
+        "S354",
+        "Self-slimmed Vision Transformer",
+        2021,
+        "token-reduction",
+        "A learned softmax blends n tokens into m, and a second module learns to give the teacher's n tokens back.",
+    ),
+    Paper(
         "S371",
         "ConViT: Improving Vision Transformers with Soft Convolutional Inductive Biases",
         2021,
@@ -478,6 +527,13 @@ PAPERS = (
         2024,
         "architecture",
         "Latency is operations / (peak x efficiency), and the bytes that move say where the efficiency goes.",
+    ),
+    Paper(
+        "S391",
+        "DiT: Efficient Vision Transformers with Dynamic Token Routing",
+        2023,
+        "token-reduction",
+        "Every token has a gate per path: a closed one leaves it as it is and costs nothing; a budget teaches it.",
     ),
 )
 

@@ -149,7 +149,10 @@ def train(
             optim.zero_grad()
         with torch.no_grad():
             for name, now in model.state_dict().items() if recipe.ema else ():
-                average[name].lerp_(now, 1 - min(recipe.ema, (step + 1) / (step + 10)))
+                if now.is_floating_point():
+                    average[name].lerp_(now, 1 - min(recipe.ema, (step + 1) / (step + 10)))
+                else:  # a counter has no average
+                    average[name].copy_(now)
         seen.append((logits.argmax(-1) == labels_of(batch)).float().mean().item())
         if (step + 1) % every == 0 or step + 1 == recipe.steps:
             row = {

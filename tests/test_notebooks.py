@@ -1,12 +1,11 @@
-"""Every lesson: its two halves agree, it was run from top to bottom, it has the fixed skeleton and keeps its budget.
+"""Every lesson: its two halves agree, it was run from top to bottom, has the fixed skeleton, and takes parameters.
 
-The budget is read from real runs under papermill, as saved and with `-p fast True -p seed 1`: seconds and memory.
+That a run as saved shows the same again, and within its budget, is the part of nbval (with `tests/lesson_budget.py`).
 """
 
 from __future__ import annotations
 
 import ast
-import json
 import re
 import sys
 from pathlib import Path
@@ -15,30 +14,12 @@ import jupytext
 import nbformat
 import pytest
 
+from tests import lesson_budget
+
 ROOT = Path(__file__).resolve().parents[1]
 LESSONS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-SECONDS, CELL_SECONDS, MEMORY = 60, 20, 1e9  # a free Binder machine guarantees 1 GB
 SIZE = 600_000  # bytes of a saved lesson
 LAST = ["Limits", "Exercises", "Papers", "Next"]
-
-# Run by IPython in the lesson's kernel, after each cell: its processor time, and the kernel's peak memory so far.
-# Mapped library files are left out: the system drops them when memory is short, and CUDA's are not on a CPU machine.
-METER = """
-import json, os, time
-
-def _start(*_):
-    _start.at = time.process_time()
-
-def _stop(*_):
-    with open("/proc/self/status", encoding="ascii") as file:
-        status = dict(line.split(":", 1) for line in file)
-    peak = 1024 * (int(status["VmHWM"].split()[0]) - int(status["RssFile"].split()[0]))
-    with open(os.environ["LESSON_METER"], "a", encoding="ascii") as log:
-        log.write(json.dumps([time.process_time() - getattr(_start, "at", 0.0), peak]) + "\\n")
-
-get_ipython().events.register("pre_run_cell", _start)
-get_ipython().events.register("post_run_cell", _stop)
-"""
 
 
 def test_there_is_a_lesson_and_every_source_has_been_run():
@@ -146,33 +127,34 @@ def test_every_link_leads_somewhere(path, notebook):
 
 
 # --- a fresh run ------------------------------------------------------------------------------------------------
-def run(path: Path, folder: Path, monkeypatch, **values) -> tuple[nbformat.NotebookNode, list[list[float]]]:
-    """The lesson executed by papermill, and (processor seconds, peak bytes) of each of its cells."""
+def test_it_runs_with_other_parameters(path, tmp_path):
     import papermill
 
-    startup = folder / "ipython" / "profile_default" / "startup"
-    startup.mkdir(parents=True)
-    (startup / "00-meter.py").write_text(METER, encoding="ascii")
-    monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
-    monkeypatch.setenv("LESSON_METER", str(folder / "meter.jsonl"))
-    done = papermill.execute_notebook(
-        path, folder / path.name, values, cwd=path.parent, kernel_name="python3", progress_bar=False
+    values = {"fast": True, "seed": 1}
+    papermill.execute_notebook(
+        path, tmp_path / path.name, values, cwd=path.parent, kernel_name="python3", progress_bar=False
     )
-    lines = (folder / "meter.jsonl").read_text(encoding="ascii").splitlines()
-    return done, [json.loads(line) for line in lines]
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the meter reads /proc")
-@pytest.mark.parametrize("values", [{}, {"fast": True, "seed": 1}], ids=["as saved", "fast, seed 1"])
-def test_it_runs_within_its_budget(path, values, tmp_path, monkeypatch):
-    done, meter = run(path, tmp_path, monkeypatch, **values)
-    cells = code(done)
-    wall = [cell.metadata.papermill.duration for cell in cells]
-    # On a busy machine a lesson waits for others: then the processor time it used counts, not the wait.
-    seconds = [min(pair) for pair in zip(wall, (cpu for cpu, _ in meter[-len(cells) :]), strict=True)]
-    slow = {cell.source.splitlines()[0]: round(s, 1) for cell, s in zip(cells, seconds, strict=True)}
-    assert max(seconds) <= CELL_SECONDS, slow
-    assert sum(seconds) <= SECONDS, slow
-    peak = max(peak for _, peak in meter)
-    print(f"{path.stem}: {sum(seconds):.0f} s, slowest cell {max(seconds):.0f} s, peak {peak / 1e6:.0f} MB")
-    assert peak <= MEMORY
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the budget is read from /proc")
+@pytest.mark.parametrize(
+    ("limit", "value", "sentence"),
+    [
+        ("CELL_SECONDS", 0.1, "this cell takes"),
+        ("SECONDS", 0.1, "with this cell the lesson takes 0."),
+        ("MEMORY", 1e6, "MB; it has 1 MB"),
+        (None, None, None),
+    ],
+)
+def test_a_lesson_beyond_its_budget_fails(limit, value, sentence, pytester, monkeypatch):
+    busy = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end:\n    pass"
+    cell = nbformat.v4.new_code_cell(busy, execution_count=1)
+    book = nbformat.v4.new_notebook(cells=[cell])
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(book, pytester.path / "busy.ipynb")
+    if limit is not None:
+        monkeypatch.setattr(lesson_budget, limit, value)
+    result = pytester.runpytest_inprocess("-p", "tests.lesson_budget", "--nbval", "--nbval-current-env", "busy.ipynb")
+    result.assert_outcomes(**({"passed": 1} if limit is None else {"failed": 1}))
+    if sentence is not None:
+        result.stdout.fnmatch_lines([f"*{sentence}*"])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
-from typing import Literal, TypeVar
+from typing import Literal
 
 from torch import nn
 
 from labkit.evidence import Reducer
+from labkit.layers import twin
 from labkit.tokens.adaptive import KeepShare, packed
 from labkit.tokens.cluster import Cluster
 from labkit.tokens.criteria import MergeByCriteria
+from labkit.tokens.deferred import DeferredMasking, PatchDropout
 from labkit.tokens.energy import MergeByEnergy
 from labkit.tokens.frequency import Shrink
 from labkit.tokens.fuse import Fuse
@@ -20,11 +21,13 @@ from labkit.tokens.pool import AveragePool, MaxPool, StridedPool
 from labkit.tokens.prune import Keep
 from labkit.tokens.sampling import Sample
 from labkit.tokens.score import Score, class_attention
+from labkit.tokens.words import VisualWords
 from labkit.vit import Block, ViT
 
 __all__ = [
     "AveragePool",
     "Cluster",
+    "DeferredMasking",
     "Fuse",
     "Keep",
     "KeepShare",
@@ -32,18 +35,17 @@ __all__ = [
     "Merge",
     "MergeByCriteria",
     "MergeByEnergy",
+    "PatchDropout",
     "Sample",
     "Score",
     "Shrink",
     "StridedPool",
+    "VisualWords",
     "attach",
     "class_attention",
     "packed",
     "unmerge",
 ]
-
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 def attach(model: ViT, reducer: Reducer, layers: Iterable[int] | Literal["entry"]) -> ViT:
@@ -52,20 +54,21 @@ def attach(model: ViT, reducer: Reducer, layers: Iterable[int] | Literal["entry"
     "entry" is in front of the first block, where there is no attention yet. The parameters of a reducer that has
     some become parameters of the copy.
     """
-    slim = _twin(model)
-    slim.blocks = nn.ModuleList(_twin(block) for block in model.blocks)
+    slim = twin(model)
+    slim.blocks = nn.ModuleList(twin(block) for block in model.blocks)
+    if isinstance(reducer, nn.Module):
+        reducer.train(model.training)
     if layers == "entry":
-        slim.entry = reducer
+        _put(slim, "entry", reducer)
         return slim
     for layer in layers:
         block = slim.blocks[layer]
         assert isinstance(block, Block)
-        block.reducer = reducer
+        _put(block, "reducer", reducer)
     return slim
 
 
-def _twin(module: Module) -> Module:
-    """The same parts under a new roof: what is added to the copy is not added to the original."""
-    twin = copy.copy(module)
-    twin._modules = dict(module._modules)
-    return twin
+def _put(owner: nn.Module, name: str, reducer: Reducer) -> None:
+    """Where torch held a module before, it takes nothing else."""
+    owner._modules.pop(name, None)
+    setattr(owner, name, reducer)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from labkit.errors import LabkitError
-from labkit.evidence import Evidence, Grid, Groups
+from labkit.evidence import Evidence, Grid, Groups, taken
 from labkit.tokens.score import Score, class_attention, present
 from labkit.vit import ViT
 
@@ -36,7 +36,7 @@ def keep_where(kept: Tensor, x: Tensor, prefix: int) -> tuple[Tensor, Groups]:
     else:
         places = torch.arange(order.shape[1], device=x.device)
         groups = Groups.choice(order, x.shape[1], (places < length).to(x.dtype))
-    return x.take_along_dim(order[..., None], dim=1), groups
+    return taken(x, order), groups
 
 
 def fewest(scores: Tensor, share: float) -> Tensor:
@@ -73,6 +73,8 @@ def packed(model: ViT, images: Tensor, waste: float = 0.1) -> Tensor:
     Whenever more than the share `waste` of the places of a batch is empty, it is parted by length, and no image goes
     on with one that is longer by more than that share.
     """
+    if type(model).steps is not ViT.steps:
+        raise LabkitError(f"A {type(model).__name__} runs its blocks in its own way; call it, it cannot be packed.")
     first, grid = model.enter(images)
     return _finish(model, first.x, first.sizes, grid, waste, 0)
 
@@ -109,4 +111,4 @@ def _without_empty(x: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor | None]:
     there = sizes > 0
     order = there.int().argsort(dim=1, descending=True, stable=True)[:, : int(there.sum(dim=1).max())]
     sizes = sizes.gather(1, order)
-    return x.take_along_dim(order[..., None], dim=1), None if bool((sizes == 1).all()) else sizes
+    return taken(x, order), None if bool((sizes == 1).all()) else sizes

@@ -24,6 +24,8 @@ def join(source: Tensor, target: Tensor, n: int, weight: Tensor | None = None) -
 
 def propose(scores: Tensor, r: int) -> tuple[Tensor, Tensor]:
     """The r best proposals of (b, proposing, receiving) `scores`, best first: who (b, r), and to whom (b, r)."""
+    if r == 0:
+        return (nobody := scores.new_empty(len(scores), 0, dtype=torch.long)), nobody
     best, partner = scores.max(dim=2)
     source = best.argsort(dim=1, descending=True, stable=True)[:, :r]
     return source, partner.gather(1, source)

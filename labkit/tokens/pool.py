@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from labkit.errors import LabkitError
-from labkit.evidence import Evidence, Grid, Groups
+from labkit.evidence import Evidence, Grid, Groups, taken
 
 
 def on_grid(x: Tensor, grid: Grid, prefix: int) -> Tensor:
@@ -43,7 +43,7 @@ def cells(rows: Tensor, columns: Tensor, x: Tensor, sizes: Tensor | None, prefix
 def chosen(patches: Tensor, x: Tensor, prefix: int) -> tuple[Tensor, Groups]:
     """The prefix tokens and the patch tokens with these numbers, the same in every image."""
     kept = torch.cat([torch.arange(prefix), patches + prefix]).to(x.device).expand(len(x), -1)
-    return x.take_along_dim(kept[..., None], dim=1), Groups.choice(kept, x.shape[1])
+    return taken(x, kept), Groups.choice(kept, x.shape[1])
 
 
 def squares(side: int, stride: int) -> Tensor:

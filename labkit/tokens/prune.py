@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from labkit.errors import LabkitError
-from labkit.evidence import Evidence, Groups
+from labkit.evidence import Evidence, Groups, taken
 from labkit.tokens.score import Score, class_attention, highest, present
 
 
@@ -31,4 +31,4 @@ class Keep:
         scores = present(self.score(evidence, prefix).expand(len(x), -1), sizes, prefix)
         count = max(1, round(self.keep * scores.shape[1]))
         kept = highest(scores, count, prefix)
-        return x.take_along_dim(kept[..., None], dim=1), Groups.choice(kept, x.shape[1])
+        return taken(x, kept), Groups.choice(kept, x.shape[1])

@@ -86,6 +86,17 @@ def blocks_macs(model: ViT, after: Sequence[int]) -> int:
     return total
 
 
+def model_macs(model: ViT, after: Sequence[int] | None = None) -> int:
+    """The whole model with `after[i]` tokens leaving block i, by the laws; None: with all of them.
+
+    What a reducer itself computes is not in the law: a search for pairs takes a quarter of n² d_head a block.
+    """
+    whole = [model.prefix + model.grid[0] * model.grid[1]] * len(model.blocks)
+    parts = count(model).parts
+    fixed = sum(parts[part]["macs"] for part in parts if part not in block_macs(1, 1))
+    return fixed + blocks_macs(model, whole if after is None else after)
+
+
 def to_macs(
     model: ViT,
     share: float,
@@ -95,15 +106,13 @@ def to_macs(
 ) -> Amounts:
     """The mildest schedule `plan(amount, depth)` with which the model costs at most `share` of its MACs.
 
-    `dial` are the amounts to choose from, the mildest first: by default all r that `Merge` can take. What the
-    reducer itself computes is not in the law: a search for pairs takes a quarter of n² d_head a block.
+    `dial` are the amounts to choose from, the mildest first: by default all r that `Merge` can take. MACs are those
+    of `model_macs`, without what the reducer itself computes.
     """
     depth, patches = len(model.blocks), model.grid[0] * model.grid[1]
     dial = range(patches // 2 + 1) if dial is None else dial
-    whole = blocks_macs(model, [model.prefix + patches] * depth)
-    parts = count(model).parts
-    fixed = sum(parts[part]["macs"] for part in parts if part not in block_macs(1, 1))
-    full = fixed + whole
+    full = model_macs(model)
+    fixed = full - blocks_macs(model, [model.prefix + patches] * depth)
 
     def cost(amount: Any) -> int:
         return fixed + blocks_macs(model, tokens_after(model, make, plan(amount, depth)))

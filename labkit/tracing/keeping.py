@@ -6,7 +6,7 @@ A byte counts in steps of 1/255 of its row's largest value; decoded, each row ag
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -119,7 +119,7 @@ class Budget:
         return f"{self.amount()}: {sizes}."
 
 
-def stacked(parts: list[Tensor]) -> Tensor:
+def stacked(parts: Sequence[Tensor]) -> Tensor:
     """Batch behind batch; one that held fewer tokens, as its images needed, gets empty places (zeros)."""
     longest = [max(lengths) for lengths in zip(*(part.shape[1:] for part in parts), strict=True)]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from labkit.errors import LabkitError
-from labkit.evidence import Step, matrix_of
+from labkit.evidence import Step
 from labkit.tracing.capture import Call, Watch
 from labkit.tracing.keeping import Budget, Kept, stacked
 from labkit.tracing.layouts import Arrange, Layer, prefix_names, read
@@ -85,8 +85,7 @@ class OwnRecorder(Recorder):
         for number, block in enumerate(self.blocks):
             self.keep_block(number, block, seen.steps[block], inside.get(block))
         self.tokens.append([t.detach().cpu() for t in (seen.embedded, *(step.x for step in seen.steps))])
-        maps = [matrix_of(seen.entry, seen.embedded), *(step.map for step in seen.steps)]
-        entry, *maps = [None if how is None else how.detach().float().cpu() for how in maps]
+        entry, *maps = [None if how is None else how.detach().float().cpu() for how in seen.maps]
         self.entries.append([entry])
         self.maps.append(maps)
         self.sizes.append([None if step.sizes is None else step.sizes.detach().cpu() for step in seen.steps])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from labkit.errors import LabkitError
-from labkit.evidence import Grid
+from labkit.evidence import Grid, provenance
 from labkit.tracing.keeping import Kept, megabytes
 from labkit.tracing.layouts import Arrange, Layer
 from labkit.tracing.places import Each, inside, put_in_place, through_tokens
@@ -46,11 +46,7 @@ class Own:
 
     def provenance(self, block: int, patches: int) -> Tensor:
         """(b, tokens, patches) of the tokens that enter a block."""
-        start = torch.cat([torch.zeros(self.prefix, patches), torch.eye(patches)])
-        joint = start.expand(len(self.tokens[0]), -1, -1)
-        for step in [self.entry, *self.maps[:block]]:
-            joint = joint if step is None else step @ joint
-        return joint
+        return provenance([self.entry, *self.maps[:block]], patches, self.prefix, len(self.tokens[0]))
 
 
 @dataclass(eq=False, repr=False)

@@ -1,0 +1,51 @@
+"""A pytest plugin beside nbval: every cell of a lesson, and the lesson as a whole, keeps its seconds and its memory.
+
+`pytest --nbval -p tests.lesson_budget` reads both from the kernel's process while nbval runs and compares the cells.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SECONDS, CELL_SECONDS, MEMORY = 60, 20, 1e9  # a free Binder machine guarantees 1 GB
+
+spent: dict[Path, float] = {}  # seconds of each lesson so far
+
+
+def processor_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def peak_memory(pid: int) -> float:
+    """Bytes, without mapped library files: the system drops them when memory is short."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines())
+    return 1024 * (int(status["VmHWM"].split()[0]) - int(status["RssFile"].split()[0]))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    kernel = getattr(item.parent, "kernel", None)
+    if kernel is None or not Path("/proc/self/stat").exists():
+        return (yield)
+    pid = kernel.km.provisioner.pid
+    cpu, wall = processor_seconds(pid), time.monotonic()
+    result = yield
+    # On a busy machine a lesson waits for others: then the processor time it used counts, not the wait.
+    seconds = min(processor_seconds(pid) - cpu, time.monotonic() - wall)
+    spent[item.path] = spent.get(item.path, 0.0) + seconds
+    peak = peak_memory(pid)
+    assert seconds <= CELL_SECONDS, f"this cell takes {seconds:.1f} s; a cell has {CELL_SECONDS} s"
+    assert spent[item.path] <= SECONDS, f"with this cell the lesson takes {spent[item.path]:.1f} s; it has {SECONDS} s"
+    assert peak <= MEMORY, f"with this cell the lesson takes {peak / 1e6:.0f} MB; it has {MEMORY / 1e6:.0f} MB"
+    return result
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for path, seconds in spent.items():
+        terminalreporter.write_line(f"{path.stem}: {seconds:.0f} s")
