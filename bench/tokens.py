@@ -21,12 +21,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import timm
-import tokens_accuracy
-import tokens_tuned
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench import tokens_accuracy, tokens_tuned
 from labkit import clock, results, tokens
 from labkit.cost import count
 from labkit.evidence import Evidence
@@ -90,11 +89,12 @@ MACS = (0.75, 0.5)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
-def by_description(evidence: Evidence, x: Tensor, sizes: Tensor, r: int) -> tuple[Tensor, Tensor]:
+def by_description(evidence: Evidence, x: Tensor, sizes: Tensor, r: int, prefix: int) -> tuple[Tensor, Tensor]:
     """Bipartite matching and merging as the paper words it, by gather and scatter: the pace to keep up with."""
     metric = F.normalize(evidence.k.mean(dim=1), dim=-1)
     scores = metric[:, ::2] @ metric[:, 1::2].transpose(1, 2)
-    scores[:, 0] = -torch.inf  # the class token proposes to nobody
+    if prefix:
+        scores[:, 0] = -torch.inf  # the class token takes its turn, and proposes to nobody
     best, partner = scores.max(dim=-1)
     order = best.argsort(dim=-1, descending=True)[..., None]
     source, stay = order[:, :r], order[:, r:].sort(dim=1).values
@@ -110,7 +110,7 @@ def by_description(evidence: Evidence, x: Tensor, sizes: Tensor, r: int) -> tupl
     return merge(x * sizes[..., None]) / counts, counts[..., 0]
 
 
-def matching() -> dict[str, list[float]]:
+def matching(seconds: float) -> dict[str, list[float]]:
     """Our matching and merging at (16, 197, 384), r = 16, as a share of the description's processor time."""
     dice = torch.Generator().manual_seed(0)
     x, sizes = torch.randn(16, 197, WIDTH, generator=dice), torch.ones(16, 197)
@@ -118,10 +118,10 @@ def matching() -> dict[str, list[float]]:
     evidence = Evidence(heads, heads)
     ours = tokens.Merge(16)
     candidates = {
-        "described": lambda x: by_description(evidence, x, sizes, 16),
+        "described": lambda x: by_description(evidence, x, sizes, 16, 1),
         "ours": lambda x: ours.reduce(x, evidence, sizes, 1),
     }
-    timing = clock.compare(candidates, x, rounds=100, seconds=20, clocks=("cpu",))
+    timing = clock.compare(candidates, x, rounds=100, seconds=seconds, clocks=("cpu",))
     return {"ours": list(timing.ratio("ours", to="described"))}
 
 
@@ -135,7 +135,7 @@ def timed(models: dict[str, Any], batch: int, rounds: int, seconds: float, first
 def measure_time(scale: float = 1.0) -> dict[str, Any]:
     """`scale` shortens the run."""
     torch.manual_seed(0)
-    theirs = timm.create_model(NAME).eval()
+    theirs = timm.create_model(NAME, img_size=SIZE).eval()
     plain = ViT.from_timm(theirs).eval().set_impl("fast")
     whole = model_macs(plain)
     published = {name: attach(plain).eval() for name, (attach, _, _) in PUBLISHED.items()}
@@ -167,7 +167,7 @@ def measure_time(scale: float = 1.0) -> dict[str, Any]:
         "merge r = 13 and timm": than_timm["merge r = 13"],
         "matched": matched,
         "batches": sizes,
-        "matching": matching(),
+        "matching": matching(20 * scale),
     }
 
 

@@ -29,6 +29,7 @@ from labkit.tokens.words import pixel_variance
 from labkit.vit import ViT
 
 MODEL, IMAGES, BATCH, CUT = "shapes-vit", 2000, 250, 1
+DIALLED = 256  # training images on which the dial of an adaptive method is set
 KEEPS = (0.9, 0.7, 0.5, 0.3)
 Cut = Callable[[ViT, float, ImageSet], ViT]  # (model, keep, the batch: an oracle looks at its masks) → a slim model
 
@@ -76,11 +77,11 @@ def shrunk(model: ViT, keep: float, _: ImageSet) -> ViT:
 
 
 def adaptive(make: Callable[[float], Reducer], dial: list[float]) -> Cut:
-    """The first setting of the dial with which 256 training images keep the asked share on average."""
+    """The first setting of the dial with which training images keep the asked share on average."""
     found: dict[float, float] = {}
 
     def kept(model: ViT, amount: float) -> float:
-        images = data.shapes("train", 256).images
+        images = data.shapes("train", DIALLED).images
         step = tokens.attach(model, make(amount), [CUT]).observe(images).steps[CUT]
         full = step.x.new_ones(step.x.shape[:2]) if step.sizes is None else step.sizes
         return float((full[:, model.prefix :] > 0).sum(dim=1).float().mean()) / (model.grid[0] * model.grid[1])

@@ -13,8 +13,8 @@ from functools import cache
 from typing import Any
 
 import torch
-from tokens_accuracy import CUT, IMAGES, MODEL, judged, merged
 
+from bench.tokens_accuracy import CUT, IMAGES, MODEL, judged, merged
 from labkit import data, tokens, zoo
 from labkit.data.batch import ImageSet
 from labkit.intervals import wilson
