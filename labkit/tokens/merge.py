@@ -1,7 +1,8 @@
 """Merge r pairs of tokens a block into their mean: alternate tokens propose, the most similar pairs are joined.
 
 "Token Merging: Your ViT But Faster", 2022 (ToMe). The merged token stands for all its patches, so later blocks
-attend to it in proportion to its size. What it became can be given back to each of them: `unmerge`.
+attend to it in proportion to its size. What it became can be given back to each of them: `unmerge`. In the published
+code the class token takes a turn when tokens alternate; here only patches do.
 """
 
 from __future__ import annotations
