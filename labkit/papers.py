@@ -49,6 +49,13 @@ PAPERS = (
         "A few wide heads of ReLU linear attention plus a depthwise convolution take over a softmax model's weights.",
     ),
     Paper(
+        "S028",
+        "I&S-ViT: An Inclusive & Stable Method for Pushing the Limit of Post-Training ViTs Quantization",
+        2023,
+        "quantization",
+        "Shift, then take logarithms of attention; calibrate a grid per channel, then fold it into one.",
+    ),
+    Paper(
         "S029",
         "Not All Patches are What You Need: Expediting Vision Transformers via Token Reorganizations",
         2022,
@@ -68,6 +75,13 @@ PAPERS = (
         2024,
         "token-reduction",
         "Merge tokens that are alike, that nobody looks at and that are still small: a product of three criteria.",
+    ),
+    Paper(
+        "S041",
+        "AdaLog: Post-Training Quantization for Vision Transformers with Adaptive Logarithm Quantizer",
+        2024,
+        "quantization",
+        "Search the base of a logarithmic grid; a shift and a small table decode it.",
     ),
     Paper(
         "S046",
@@ -106,6 +120,13 @@ PAPERS = (
         "Attention is a graph; a token matters if tokens that matter look at it.",
     ),
     Paper(
+        "S070",
+        "MPTQ-ViT: Mixed-Precision Post-Training Quantization for Vision Transformer",
+        2024,
+        "quantization",
+        "Centre and smooth the channels; give bits greedily to the layer that profits most.",
+    ),
+    Paper(
         "S079",
         "CrossViT: Cross-Attention Multi-Scale Vision Transformer for Image Classification",
         2021,
@@ -118,6 +139,13 @@ PAPERS = (
         2021,
         "attention",
         "Attend inside windows, shift them every other block, and merge patches two by two.",
+    ),
+    Paper(
+        "S084",
+        "NoisyQuant: Noisy Bias-Enhanced Post-Training Activation Quantization for Vision Transformers",
+        2022,
+        "quantization",
+        "Fixed noise before rounding, taken off again by the bias: the error is step²/12 everywhere.",
     ),
     Paper(
         "S089",
@@ -247,6 +275,13 @@ PAPERS = (
         "Channels attend to channels after a depthwise convolution, so that the cost is linear in the pixels.",
     ),
     Paper(
+        "S171",
+        "Blockwise Compression of Transformer-based Models without Retraining",
+        2023,
+        "quantization",
+        "One scale for each small block, so an outlier spoils only its own; functions become tables.",
+    ),
+    Paper(
         "S180",
         "Patch Is Not All You Need",
         2023,
@@ -280,6 +315,13 @@ PAPERS = (
         2024,
         "token-reduction",
         "Group patches by their pixels before the first block: drop flat ones, merge those near the same visual word.",
+    ),
+    Paper(
+        "S192",
+        "Finite Scalar Quantization: VQ-VAE Made Simple",
+        2023,
+        "quantization",
+        "Bound a number by tanh and round it to a few levels: a codebook that nobody has to learn.",
     ),
     Paper(
         "S193",
@@ -345,6 +387,13 @@ PAPERS = (
         "Every head looks one way and pays for distance, so a larger image changes nothing it knew.",
     ),
     Paper(
+        "S243",
+        "SageAttention: Accurate 8-Bit Attention for Plug-and-play Inference Acceleration",
+        2024,
+        "quantization",
+        "Take the mean off the keys, then compute the scores with 8-bit integers.",
+    ),
+    Paper(
         "S250",
         "Escaping the Big Data Paradigm with Compact Transformers",
         2021,
@@ -394,11 +443,33 @@ PAPERS = (
         "Before a pair is merged, the token that moves is re-scaled by a learned weight of rank one.",
     ),
     Paper(
+        "S282",
+        "Training Transformers with 4-bit Integers",
+        2023,
+        "quantization",
+        "Rotate outliers away, split gradients into two 4-bit halves, sample their rows by leverage.",
+    ),
+    Paper(
         "S285",
         "Conditional Positional Encodings for Vision Transformers",
         2021,
         "position",
         "A depthwise convolution between blocks tells position, because its zero padding marks the border.",
+    ),
+    Paper(
+        "S289",
+        "RepQuant: Towards Accurate Post-Training Quantization of Large Transformer Models via Scale "
+        "Reparameterization",
+        2024,
+        "quantization",
+        "Learn two clipping ends per channel, then fold all channels into one grid.",
+    ),
+    Paper(
+        "S292",
+        "DopQ-ViT: Towards Distribution-Friendly and Outlier-Aware Post-Training Quantization for Vision Transformers",
+        2024,
+        "quantization",
+        "Levels that crowd towards one by a tangent; the median scale, which no outlier moves.",
     ),
     Paper(
         "S300",
@@ -442,6 +513,13 @@ PAPERS = (
         2024,
         "patching",
         "Run a small model on tiles of an enlarged image and put the features of all scales side by side.",
+    ),
+    Paper(
+        "S320",
+        "RepQ-ViT: Scale Reparameterization for Post-Training Quantization of Vision Transformers",
+        2022,
+        "quantization",
+        "Calibrate a grid for each channel, then fold the scales into the norm and the layer behind it.",
     ),
     Paper(
         "S322",
