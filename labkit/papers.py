@@ -35,6 +35,13 @@ PAPERS = (
         "Lay the scores end to end and sample at equal distances: each image keeps as many tokens as it needs.",
     ),
     Paper(
+        "S015",
+        "I-ViT: Integer-only Quantization for Efficient Vision Transformer Inference",
+        2022,
+        "quantization",
+        "Rescale, softmax, GELU and LayerNorm with integers only: shifts stand in for exponentials.",
+    ),
+    Paper(
         "S017",
         "CvT: Introducing Convolutions to Vision Transformers",
         2021,
@@ -401,6 +408,13 @@ PAPERS = (
         "Convolutions make the tokens and a learned weighted mean reads them, so little data is enough.",
     ),
     Paper(
+        "S254",
+        "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
+        2022,
+        "quantization",
+        "Round weight columns in order; those still to come make up for each rounding error.",
+    ),
+    Paper(
         "S256",
         "Beyond Grids: Exploring Elastic Input Sampling for Vision Transformers",
         2023,
@@ -536,6 +550,14 @@ PAPERS = (
         "The Kronecker product of an attention among places and one among channels, never written down.",
     ),
     Paper(
+        "S329",
+        "APHQ-ViT: Post-Training Quantization with Average Perturbation Hessian Based Reconstruction for Vision "
+        "Transformers",
+        2025,
+        "quantization",
+        "Nudge the outputs to see which matter; rebuild the MLP with ReLU where it matters most.",
+    ),
+    Paper(
         "S330",
         "ChAda-ViT : Channel Adaptive Attention for Joint Representation Learning of Heterogeneous Microscopy Images",
         2023,
@@ -605,6 +627,13 @@ PAPERS = (
         2024,
         "architecture",
         "Latency is operations / (peak x efficiency), and the bytes that move say where the efficiency goes.",
+    ),
+    Paper(
+        "S389",
+        "BiViT: Extremely Compressed Binary Vision Transformer",
+        2022,
+        "quantization",
+        "One bit each: weights keep a sign and a scale, attention keeps what is near its row's largest.",
     ),
     Paper(
         "S391",
