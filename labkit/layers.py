@@ -198,9 +198,10 @@ def reduce_tokens(
 def log_sizes(sizes: Tensor) -> Tensor:
     """What is added to the scores so that a token of s patches is attended to s times, an empty place not at all.
 
-    Where sizes are learned, they get so little more that a 1 stays a 1, and the gradient at 0 is finite, and right.
+    Where sizes are learned, they get so little more that a 1 stays a 1, and the gradient at 0 is finite, and right;
+    far less would make numbers so small that processors slow down.
     """
-    return (sizes + 1e-30 if sizes.requires_grad else sizes).log()
+    return (sizes + 1e-20 if sizes.requires_grad else sizes).log()
 
 
 def twin(module: Module) -> Module:
