@@ -207,7 +207,8 @@ def log_sizes(sizes: Tensor) -> Tensor:
 def twin(module: Module) -> Module:
     """The same parts under a new roof: what is added to the copy is not added to the original."""
     twin = copy.copy(module)
-    twin._modules = dict(module._modules)
+    for kind in ("_modules", "_parameters", "_buffers"):
+        setattr(twin, kind, dict(getattr(module, kind)))
     return twin
 
 

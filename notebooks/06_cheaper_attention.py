@@ -660,4 +660,4 @@ for paper in cited:
 # %% [markdown]
 # ## Next
 #
-# So far every token went on to the next block. It need not: [00 Start here](00_start_here.ipynb) showed how much can be dropped.
+# So far every token went on to the next block. It need not: [07 Token pruning](07_token_pruning.ipynb) drops those that are not needed.

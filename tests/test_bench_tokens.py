@@ -99,7 +99,7 @@ def test_what_is_measured_is_kept_and_printed(monkeypatch, capsys):
     for table in (tokens_tuned.ROWS,):
         for name in set(table) - {
             "full",
-            "schedule: learned predictors in three blocks",
+            "keep: a learned predictor, weights frozen",
             "schedule: learned rates, weights frozen, merging",
         }:
             monkeypatch.delitem(table, name)

@@ -64,6 +64,9 @@ class Predictor(nn.Module):
         self.judge = nn.Sequential(
             nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, dim // 4), nn.GELU(), nn.Linear(dim // 4, 1)
         )
+        # Nearly all stay at first. Where little is left, what a hidden token would bring is told wrongly: in a softmax
+        # over few a little of it seems worth more than all of it is.
+        nn.init.constant_(self.judge[-1].bias, 2.0)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, sizes: Tensor | None) -> Tensor:
         own, common = self.read(x).chunk(2, dim=-1)

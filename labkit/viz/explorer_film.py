@@ -18,12 +18,13 @@ GONE = -1
 
 def film(trace: Trace, image: int) -> np.ndarray | None:
     """int32 (steps, patches): before each block and after the last; None when no token was dropped or merged."""
-    if trace.own is None or all(step is None for step in trace.step_maps):
+    if trace.own is None or all(step is None for step in [trace.own.entry, *trace.step_maps]):
         return None
     patches = math.prod(trace.patches)
-    labels = [np.arange(patches)]
-    for block in range(1, len(trace.step_maps) + 1):
-        labels.append(relabel(trace.own.provenance(block, patches)[image].numpy(), labels[-1]))
+    labels: list[np.ndarray] = []
+    for block in range(len(trace.step_maps) + 1):
+        before = labels[-1] if labels else np.arange(patches)
+        labels.append(relabel(trace.own.provenance(block, patches)[image].numpy(), before))
     return np.stack(labels).astype(np.int32)
 
 

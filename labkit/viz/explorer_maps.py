@@ -130,7 +130,8 @@ def can_roll(trace: Trace) -> bool:
 
 def rollouts(trace: Trace, image: int) -> list[np.ndarray]:
     """For each layer (queries, keys): how much of each first token is in what a query becomes there."""
-    found, total = [], None
+    found: list[np.ndarray] = []
+    total = None if trace.own is None or trace.own.entry is None else trace.own.entry[image]
     for layer, info in enumerate(trace.layers):
         attn = trace.kept[layer].maps(slice(image, image + 1)).mean(dim=1)
         total = with_residual(attn)[0] if total is None else with_residual(attn)[0] @ total

@@ -180,3 +180,5 @@ def test_an_attached_module_belongs_to_the_copy_alone():
         slim = attach(plain, Learned(), where)
         assert len(list(slim.parameters())) == len(list(plain.parameters())) + 1
         assert not any("reducer" in name or "entry" in name for name, _ in plain.named_parameters())
+        slim.pos_embed = None
+        assert plain.pos_embed is not None

@@ -21,6 +21,7 @@ from labkit import ViT, load, tokens, trace
 from labkit.data import ImageSet, shapes
 from labkit.errors import LabkitError
 from labkit.explain.attention import rollout_matrix
+from labkit.tokens.score import key_norm
 from labkit.tracing.capture import silenced
 from labkit.tracing.keeping import Kept
 from labkit.tracing.layouts import Layer
@@ -229,6 +230,17 @@ def test_a_token_keeps_its_label_while_it_grows():
     assert first.tolist() == [0, 0, 2, 3, GONE]
     grown = relabel(np.array([[0, 0, 0, 1, 0], [1 / 3, 1 / 3, 1 / 3, 0, 0]]), first)
     assert grown.tolist() == [0, 0, 0, 3, GONE]
+
+
+def test_a_model_that_reduces_at_the_entry_has_a_film_and_a_rollout(model, data):
+    slim = tokens.attach(model, tokens.Keep(0.25, key_norm), "entry")
+    explorer = Explorer(slim, data.images[:2], view="film", step=0)
+    labels = film(trace(slim, data.images[:2]), 0)
+    assert (labels[0] != -1).sum() == round(0.25 * labels.shape[1]) and (labels == labels[0]).all()
+    assert explorer.describe()
+    (first, *_) = rollouts(trace(slim, data.images[:2]), 0)
+    gone = np.flatnonzero(labels[0] == -1) + model.prefix
+    assert first.shape[1] == model.prefix + labels.shape[1] and not first[:, gone].any()
 
 
 def test_without_a_reducer_there_is_no_film(seen):
