@@ -26,7 +26,7 @@
 seed = 0  # every random choice below
 device = "auto"  # "cpu", "cuda" or "auto"
 model = "shapes-vit"  # the trained model that is asked whether it notices
-steps = 150  # of each training run
+steps = 120  # of each training run
 fast = False  # True: shorter runs, so that fewer of them get anywhere
 
 # %%
