@@ -13,6 +13,7 @@ from math import sqrt
 from typing import Any
 
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from labkit import data, tokens, zoo
@@ -182,6 +183,11 @@ def summary(rows: dict[str, Any]) -> str:
     whole = rows["full"]["1.0"]
     order = sorted(set(rows) - {"full"}, key=lambda name: -rows[name][str(KEEPS[-1])]["accuracy"][0])
 
+    def alike(keep: float) -> float:
+        """Do methods that recall more of the object answer better? The correlation of the two ranks."""
+        both = [[rows[name][str(keep)][what][0] for name in order] for what in ("accuracy", "recall")]
+        return float(spearmanr(*both)[0])
+
     def percent(values: list[float]) -> str:
         return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in values))
 
@@ -195,6 +201,9 @@ def summary(rows: dict[str, Any]) -> str:
             table("accuracy, %", lambda r: percent(r["accuracy"])),
             table("points over chance", lambda r: percent(r["over chance"])),
             table("object recall, %", lambda r: percent(r["recall"])),
+            "Rank correlation of accuracy and recall: "
+            + ", ".join(f"{alike(keep):.2f} at keep {keep:g}" for keep in KEEPS)
+            + ".",
             table("as the full model, %", lambda r: f"{100 * r['agreement']:.1f}"),
             table("tokens left / MACs, %", lambda r: f"{100 * r['kept']:.0f} / {100 * r['macs'] / whole['macs']:.0f}"),
         ]

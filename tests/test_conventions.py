@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -147,3 +149,16 @@ def test_every_module_says_its_idea():
     for path in MODULES:
         source = path.read_text(encoding="utf-8")
         assert not source.strip() or ast.get_docstring(ast.parse(source)), f"{path.name} has no docstring"
+
+
+@pytest.mark.parametrize("dial", ["patching", "positions", "attention", "tokens", "quant"])
+def test_a_dial_imports_neither_data_nor_pictures_nor_the_training_loop(dial):
+    """One way only: a dial is below them, and whoever needs it alone loads it alone."""
+    code = (
+        f"import importlib, pkgutil, sys, labkit.{dial} as dial\n"
+        f"for file in pkgutil.iter_modules(dial.__path__): importlib.import_module('labkit.{dial}.' + file.name)\n"
+        "above = ('labkit.data', 'labkit.viz', 'labkit.train')\n"
+        "print(*sorted(name for name in sys.modules if name.startswith(above)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from labkit.errors import LabkitError
 from labkit.evidence import Grid, Groups, Observation, Step
 from labkit.tokens.adaptive import keep_where
-from labkit.train import Loss, labels_of
 from labkit.vit import ViT
 
 if TYPE_CHECKING:
     from labkit.data.batch import ImageSet
+    from labkit.train import Loss
 
 
 class HaltingViT(ViT):
@@ -143,6 +143,7 @@ def prior_loss(shares: Tensor, depth: float) -> Tensor:
 
 def halting_loss(depth: float, ponder: float = 5e-4, prior: float = 0.1) -> Loss:
     """For `labkit.train`: cross-entropy of the labels plus the ponder loss and the prior loss, by their weights."""
+    from labkit.train import labels_of  # a dial needs the loop only when it is trained
 
     def loss(model: nn.Module, batch: ImageSet) -> tuple[Tensor, Tensor]:
         assert isinstance(model, HaltingViT)

@@ -23,11 +23,11 @@ from labkit.errors import LabkitError
 from labkit.evidence import Evidence, Groups, Observation, taken
 from labkit.operations import inference
 from labkit.tokens.score import highest, present
-from labkit.train import Loss, labels_of
 from labkit.vit import ViT
 
 if TYPE_CHECKING:
     from labkit.data.batch import ImageSet
+    from labkit.train import Loss
 
 
 class Draws(nn.Module):
@@ -153,6 +153,7 @@ def dropping_loss(teacher: nn.Module | None = None, alpha: float = 0.5, ratio: f
 
     With a teacher, the share `alpha` of the cross-entropy gives way to KL(teacher || student).
     """
+    from labkit.train import labels_of  # a dial needs the loop only when it is trained
 
     def loss(model: nn.Module, batch: ImageSet) -> tuple[Tensor, Tensor]:
         assert isinstance(model, ViT)

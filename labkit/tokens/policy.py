@@ -25,11 +25,11 @@ from labkit.evidence import Evidence, Groups, Observation, matrix_of
 from labkit.operations import inference
 from labkit.tokens.adaptive import keep_where
 from labkit.tokens.learned import Draws, at_least_one, check_width
-from labkit.train import Loss, labels_of
 from labkit.vit import ViT
 
 if TYPE_CHECKING:
     from labkit.data.batch import ImageSet
+    from labkit.train import Loss
 
 
 @dataclass(kw_only=True)
@@ -126,6 +126,8 @@ def policy_loss(penalty: float = 0.5, baseline: Literal["greedy"] | float = "gre
 
     def rewarded(model: ViT, seen: Observation, labels: Tensor) -> Tensor:
         return reward(seen.logits, labels, kept_share(seen, model.prefix), penalty)
+
+    from labkit.train import labels_of  # a dial needs the loop only when it is trained
 
     def loss(model: nn.Module, batch: ImageSet) -> tuple[Tensor, Tensor]:
         assert isinstance(model, ViT)

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from labkit.errors import LabkitError
 from labkit.evidence import Evidence, Grid, Step
 from labkit.layers import Attention, Block, Impl, log_sizes, twin
-from labkit.train import Loss, labels_of
 from labkit.vit import ViT
 
 if TYPE_CHECKING:
     from labkit.data.batch import ImageSet
+    from labkit.train import Loss
 
 
 class TokenRouter(nn.Module):
@@ -176,6 +176,7 @@ def budget_loss(gates: Tensor, cost: Tensor | Sequence[float], target: float) ->
 
 def routing_loss(target: float, weight: float = 1.0) -> Loss:
     """For `labkit.train`: cross-entropy of the labels plus `weight` times the budget loss of all routed blocks."""
+    from labkit.train import labels_of  # a dial needs the loop only when it is trained
 
     def loss(model: nn.Module, batch: ImageSet) -> tuple[Tensor, Tensor]:
         assert isinstance(model, ViT)
