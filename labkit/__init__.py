@@ -12,6 +12,7 @@ _HOME = {
     "Explorer": "labkit.viz.explorer",
     "ViT": "labkit.vit",
     "load": "labkit.zoo",
+    "save": "labkit.zoo",
     "setup": "labkit.notebook",
     "figure": "labkit.notebook",
     "table": "labkit.notebook",

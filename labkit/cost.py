@@ -15,6 +15,7 @@ Recognition at Scale", 2020, S207). A head that reads only the class token lets 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,7 +92,7 @@ def count(model: nn.Module, image_size: int | tuple[int, int] | None = None, bat
         raise LabkitError(f"A batch of {batch} images costs nothing; choose batch=1 or more.")
     h, w = _image_size(model) if image_size is None else _pair(image_size)
     weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    channels: Any = next((m.in_channels for m in model.modules() if hasattr(m, "in_channels")), 3)
     images = torch.zeros(1, channels, h, w, dtype=weight.dtype, device=weight.device)
     seen = [
         replace(step, macs=batch * step.macs, activation_bytes=batch * step.activation_bytes)
@@ -102,6 +103,11 @@ def count(model: nn.Module, image_size: int | tuple[int, int] | None = None, bat
         part = parts[part_of(name)]
         part["params"] += parameter.numel()
         part["weight_bytes"] += parameter.numel() * parameter.element_size()
+    for name, module in model.named_modules():
+        codes = getattr(module, "codes", None)  # a weight as integers is no parameter
+        if isinstance(codes, torch.Tensor) and hasattr(module, "weight_bytes"):
+            parts[part_of(name)]["params"] += codes.numel()
+            parts[part_of(name)]["weight_bytes"] += math.ceil(module.weight_bytes)
     for step in seen:
         parts[step.part]["macs"] += step.macs
         parts[step.part]["activation_bytes"] += step.activation_bytes

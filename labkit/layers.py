@@ -51,6 +51,13 @@ class PatchEmbed(nn.Module):
         return self.norm(rearrange(self.proj(images), "b d h w -> b (h w) d")), (h // ph, w // pw)
 
 
+def outputs(linear: nn.Linear, x: Tensor, first: int, last: int) -> Tensor:
+    """The outputs of a layer from `first` to before `last`, at the cost of these alone."""
+    if not isinstance(linear, nn.Linear):  # a layer that stands for one knows how to divide itself
+        return linear(x, first, last)
+    return F.linear(x, linear.weight[first:last], None if linear.bias is None else linear.bias[first:last])
+
+
 class Attention(nn.Module):
     """softmax(q kᵀ / √d_head) v in `heads` subspaces; "plain" writes it out, "fast" calls a fused kernel."""
 
@@ -71,9 +78,8 @@ class Attention(nn.Module):
         if rows is None:
             q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         else:
-            weight, bias, d = self.qkv.weight, self.qkv.bias, len(self.qkv.weight) // 3
-            q = F.linear(x[:, :rows], weight[:d], None if bias is None else bias[:d])
-            kv = F.linear(x, weight[d:], None if bias is None else bias[d:])
+            d = self.qkv.out_features // 3
+            q, kv = outputs(self.qkv, x[:, :rows], 0, d), outputs(self.qkv, x, d, 3 * d)
             q = rearrange(q, "b n (h d) -> b h n d", h=self.heads)
             k, v = rearrange(kv, "b n (two h d) -> two b h n d", two=2, h=self.heads)
         return self.q_norm(q), self.k_norm(k), v

@@ -116,7 +116,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, kind = kwargs or {}, func._overloadpacket.__name__
-        if kind not in PRODUCTS and kind not in ("convolution", "scaled_dot_product_attention"):
+        if kind not in PRODUCTS and kind not in ("convolution", "scaled_dot_product_attention", "qlinear_pointwise"):
             with self:
                 out = func.decompose(*args, **kwargs)
             return func(*args, **kwargs) if out is NotImplemented else out
@@ -124,6 +124,8 @@ class _Recorder(TorchDispatchMode):
         if kind == "convolution":
             x, weight, transposed = args[0], args[1], args[6]
             self.record((x if transposed else out).numel() * weight[0].numel(), (x, weight), out)
+        elif kind == "qlinear_pointwise":  # its weight lies in an order of the processor's own, and is no tensor
+            self.record(out.numel() * args[0].shape[-1], (args[0],), out)
         elif kind == "scaled_dot_product_attention":
             q, k, v = args[:3]
             pairs = math.prod(q.shape[:-1]) * k.shape[-2]

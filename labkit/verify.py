@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,11 @@ def hits(model: nn.Module, data: ImageSet, batch: int = 250) -> Tensor:
     return torch.cat([model(p.images).argmax(dim=1) == p.labels for p in parts])
 
 
+def naive(weights: int, activations: int | None = None, per: Literal["tensor", "channel"] = "tensor") -> quant.Recipe:
+    """Extremes for ends, one grid for a tensor, the same bits everywhere: what is done before one knows better."""
+    return quant.Recipe(weights, activations, attention=activations, ends="same", per=per, symmetric=False)
+
+
 def settings(model: ViT, calibration: Tensor) -> dict[str, Callable[[ImageSet], nn.Module]]:
     """The models to compare, each made for one batch (the oracle looks at the masks of the batch)."""
     dice = torch.Generator().manual_seed(0)
@@ -79,10 +85,10 @@ def settings(model: ViT, calibration: Tensor) -> dict[str, Callable[[ImageSet], 
         "full": model,
         "merge similar": tokens.attach(model, tokens.Merge(MERGES), early),
         "merge random": tokens.attach(model, tokens.Merge(MERGES, dice), early),
-        "W8A8": quant.simulate(model, 8, 8, calibration=calibration),
-        "W4A4": quant.simulate(model, 4, 4, calibration=calibration),
-        "W3 per tensor": quant.simulate(model, 3),
-        "W3 per channel": quant.simulate(model, 3, per_channel=True),
+        "W8A8": quant.quantize(model, naive(8, 8), calibration),
+        "W4A4": quant.quantize(model, naive(4, 4), calibration),
+        "W3 per tensor": quant.quantize(model, naive(3)),
+        "W3 per channel": quant.quantize(model, naive(3, per="channel")),
     }
 
     def always(m: nn.Module) -> Callable[[ImageSet], nn.Module]:

@@ -18,11 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from labkit import data, paths, results
-from labkit.checkpoint import read, save, sha256
+from labkit import checkpoint, data, paths, results
+from labkit.checkpoint import Architecture, read, sha256
 from labkit.data.batch import ImageSet
 from labkit.errors import LabkitError, closest
 from labkit.intervals import wilson
+from labkit.quant import storage
+from labkit.quant.model import layers
 from labkit.token_labels import TokenLabels, token_label_loss
 from labkit.train import Batches, Loss, Recipe, epochs, train
 from labkit.verify import hits, verify
@@ -105,7 +107,8 @@ def load(name: str) -> ViT:
     if name.startswith("timm:"):
         return ViT.from_timm(name.removeprefix("timm:"), pretrained=True).eval()
     if name.endswith((".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl")):
-        return read(Path(name))
+        file = checkpoint.contents(Path(name))
+        return (storage if file.quantized else checkpoint).restore(file)
     if name not in SPECS:
         raise LabkitError(f'The model "{name}" is unknown; choose one of {", ".join(known())}.{closest(name, SPECS)}')
     path = paths.CHECKPOINTS / f"{name}.safetensors"
@@ -116,6 +119,14 @@ def load(name: str) -> ViT:
             f"{expected[:12]}…. Restore it (git checkout data/checkpoints), or train it again: make train MODEL={name}."
         )
     return model
+
+
+def save(model: ViT, path: str | Path, architecture: Architecture) -> int:
+    """A float or a quantized model in a .safetensors file, which `load` reads; returns the bytes on disk.
+
+    `architecture` are the arguments of `ViT`, or "timm:NAME" for what `ViT.from_timm(NAME)` built.
+    """
+    return (storage if layers(model) else checkpoint).save(model, path, architecture)
 
 
 def card(name: str) -> dict[str, Any]:

@@ -80,13 +80,18 @@ def share(right):
     return right.double().mean().item()
 
 
+def rounded(bits):
+    """The network with every weight on the nearest of 2^bits evenly spaced levels: the plainest way there is."""
+    return quant.quantize(vit, quant.Recipe(bits, None, ends="same", per="tensor", symmetric=False))
+
+
 full, slim = cost.count(vit), tokens.attach(vit, tokens.Keep(keep), layers=[block])
 coarse = labkit.ViT(image_size=64, patch_size=16, classes=10, dim=128, depth=6, heads=4)  # otherwise as ours
 right = {
     "full model": correct(vit),
     "keep": correct(slim),
-    "8 bits": correct(quant.simulate(vit, 8)),
-    "3 bits": correct(quant.simulate(vit, 3)),
+    "8 bits": correct(rounded(8)),
+    "3 bits": correct(rounded(3)),
 }
 kept_macs, coarse_macs = cost.count(slim).macs / full.macs, cost.count(coarse).macs / full.macs
 pair_macs, mlp_weights = full.parts["attention"]["macs"] / full.macs, full.parts["mlp"]["params"] / full.params
@@ -315,13 +320,17 @@ print(verdict.replace(str(paths.ROOT), "labkit").replace(str(Path.home()), "~"))
 # | lesson | about | |
 # |---|---|---|
 # | **00 Start here** | the five dials, one slider | you are here |
-# | **[04 Build a ViT](04_build_a_vit.ipynb)** | from pixels to logits in our own blocks, equal to timm | ready |
-# | tokens made | patches, positions | to come |
-# | tokens talking | attention and what to put in its place | to come |
-# | tokens kept | dropping and merging | to come |
-# | bits | quantization | to come |
+# | [01 Attention](01_attention.ipynb) | from a weighted average to many heads | ready |
+# | [02 Images to tokens](02_images_to_tokens.ipynb) | tokens made: how an image is cut | ready |
+# | [03 Where am I?](03_where_am_i.ipynb) | how a token knows its place | ready |
+# | [04 Build a ViT](04_build_a_vit.ipynb) | from pixels to logits in our own blocks, equal to timm | ready |
+# | [05 Seeing attention](05_seeing_attention.ipynb) | what attention maps show, and what they do not | ready |
+# | [06 Cheaper attention](06_cheaper_attention.ipynb) | tokens talking: what to put in attention's place | ready |
+# | [07 Token pruning](07_token_pruning.ipynb) | tokens kept: dropping | ready |
+# | [08 Token merging](08_token_merging.ipynb) | tokens kept: merging | ready |
+# | [09 Quantization](09_quantization.ipynb) | bits: one rounding after the other | ready |
+# | [10 Quantizing a ViT](10_quantizing_a_vit.ipynb) | bits: a whole model, what it costs and what it saves | ready |
 # | weights | sharing, folding, distilling | to come |
-# | seeing | what attention maps show, and what they do not | to come |
 
 # %% [markdown]
 # ## Limits

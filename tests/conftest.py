@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ from pathlib import Path
 import pytest
 
 pytest_plugins = ["pytester"]
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: what they start must not take all of them
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 WORST_FIRST = ("failed", "passed", "skipped")
 

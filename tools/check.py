@@ -21,7 +21,7 @@ def steps(root: Path) -> list[Step]:
         ("ruff check", [*python, "ruff", "check", "."]),
         ("ruff format", [*python, "ruff", "format", "--check", "."]),
         ("mypy", [*python, "mypy"]),
-        ("pytest", [*python, "pytest", "-rs", "tests"]),
+        ("pytest", [*python, "pytest", "-rs", "-n2", "--dist=loadfile", "tests"]),
         # without a lesson pytest is given a name that does not exist, and fails
         ("notebooks", [*python, "pytest", *nbval.split(), *sanitize, *(lessons or ["notebooks/00_start_here.ipynb"])]),
     ]

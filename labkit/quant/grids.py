@@ -35,7 +35,7 @@ class Grid(Protocol):
 
 def prepared(x: Tensor) -> Tensor:
     """x in float32 or finer, so that half precision does not round the codes; NaN has no code and is refused."""
-    if x.isnan().any():
+    if x.sum().isnan() and x.isnan().any():  # a sum is read faster, and infinities of both signs make it NaN as well
         raise LabkitError("The tensor holds NaN, which no grid can represent; find where it arises before rounding.")
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -113,8 +113,16 @@ class Uniform(Grid):
     def encode(self, x: Tensor) -> Tensor:
         return ((prepared(x) / self.scale).round() + self.zero).clamp(*self.ends).to(torch.int32)
 
+    def steps(self, x: Tensor) -> Tensor:
+        """code - zero as whole floats: what integer products are made of, in half the passes."""
+        first, last = self.ends
+        return (prepared(x) / self.scale).round_().clamp_(first - self.zero, last - self.zero)
+
     def decode(self, codes: Tensor) -> Tensor:
         return (codes - self.zero) * self.scale
+
+    def round(self, x: Tensor) -> Tensor:
+        return (self.steps(x) * self.scale).to(x.dtype)
 
     def levels(self) -> Tensor:
         return self.decode(all_codes(*self.ends, self.scale))

@@ -80,34 +80,58 @@ def int_sqrt(n: Tensor) -> Tensor:
         x = torch.minimum(x, lower)
 
 
-def shift_exp(q: Tensor, scale: float) -> tuple[Tensor, int]:
+@dataclass(frozen=True)
+class Exponent:
+    """A scale as the whole numbers that `shift_exp` needs: codes << lift, of which `unit` are a factor e."""
+
+    lift: int
+    unit: int
+    lowest: int
+
+    @classmethod
+    def of(cls, scale: float) -> Exponent:
+        scale = min(_checked(scale), 64.0)  # e^-64 is nothing already
+        lift = max(0, math.ceil(math.log2(scale * 2**UNIT)))
+        return cls(lift, round(2**lift / scale), -math.ceil(2 * FRACTION / scale))
+
+
+def shift_exp(q: Tensor, scale: float | Exponent) -> tuple[Tensor, int]:
     """e^x of codes q ≤ 0 with x = q · scale, and the code of e^0, so that their ratio is the exponential.
 
     It is 1 to 1.0615 · 2^(0.0052 |x|) times too large, until it falls below its last bit, 2^-34 or finer.
     """
-    scale = min(_checked(scale), 64.0)  # e^-64 is nothing already
-    lift = max(0, math.ceil(math.log2(scale * 2**UNIT)))
-    unit = round(2**lift / scale)  # as many lifted codes are a factor e, and as many of p a factor 2
-    q = q.long().clamp(min=-math.ceil(2 * FRACTION / scale)) << lift
-    p = q + (q >> 1) - (q >> 4)
-    halvings = (-p) // unit
-    r = p + halvings * unit
-    return ((2 * unit + r) << FRACTION) >> (halvings + 1), unit << FRACTION
+    by = scale if isinstance(scale, Exponent) else Exponent.of(scale)
+    q = q.long().clamp(min=by.lowest) << by.lift
+    p = q + (q >> 1) - (q >> 4)  # as many of p as of lifted codes a factor e are a factor 2
+    halvings = (-p) // by.unit
+    r = p + halvings * by.unit
+    return ((2 * by.unit + r) << FRACTION) >> (halvings + 1), by.unit << FRACTION
 
 
 def shiftmax(q: Tensor, scale: float, bits: int = 8) -> tuple[Tensor, float]:
     """Softmax of the last axis: unsigned codes and their scale, 1 / (2^bits - 1), so that probability 1 has a code."""
-    exp, _ = shift_exp(q.long() - q.long().amax(dim=-1, keepdim=True), scale)
-    total, top = exp.sum(dim=-1, keepdim=True), 2**bits - 1
-    return ((exp * top + (total >> 1)) // total).int(), 1 / top
+    return softmax_codes(q, Exponent.of(scale), bits), 1 / (2**bits - 1)
+
+
+def softmax_codes(q: Tensor, by: Exponent, bits: int = 8) -> Tensor:
+    exp, _ = shift_exp(q.long() - q.long().amax(dim=-1, keepdim=True), by)
+    return _share(exp, exp.sum(dim=-1, keepdim=True), bits).int()
 
 
 def shift_gelu(q: Tensor, scale: float, bits: int = 8) -> tuple[Tensor, float]:
     """x · sigmoid(1.702 x), with `bits` bits for the sigmoid: codes (of q's bits and as many more) and their scale."""
-    exp, one = shift_exp(-q.long().abs(), scale * 1.702)
-    total, top = exp + one, 2**bits - 1
-    share = torch.where(q < 0, exp, one)
-    return q * ((share * top + (total >> 1)) // total), scale / top
+    return gelu_codes(q, Exponent.of(1.702 * scale), bits), scale / (2**bits - 1)
+
+
+def gelu_codes(q: Tensor, by: Exponent, bits: int = 8) -> Tensor:
+    """`by` belongs to 1.702 times the scale of q."""
+    exp, one = shift_exp(-q.long().abs(), by)
+    return q * _share(torch.where(q < 0, exp, one), exp + one, bits)
+
+
+def _share(part: Tensor, whole: Tensor, bits: int) -> Tensor:
+    """part / whole with 1 as the last of 2^bits codes."""
+    return (part * (2**bits - 1) + (whole >> 1)) // whole
 
 
 @dataclass(frozen=True)

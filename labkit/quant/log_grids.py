@@ -56,6 +56,8 @@ class AdaLog(Grid):
         return (octaves * (self.r / self.q)).round().clamp(0, 2**self.bits - 1).to(torch.int32)
 
     def decode(self, codes: Tensor) -> Tensor:
+        if codes.numel() > 2**self.bits and not self.scale.ndim:  # each level once, and then looked up
+            return self.decode(all_codes(0, 2**self.bits - 1, self.scale)).take(codes.long())
         steps = codes.long() * self.q  # a step is 1/r of an octave: whole octaves are shifts, the rest is looked up
         shifts = torch.exp2(-(steps // self.r).to(self.scale.dtype))
         values = self.table().to(codes.device)[steps % self.r] * shifts * self.scale

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from labkit.errors import LabkitError
 from labkit.evidence import Evidence, Grid, Step
-from labkit.layers import Attention, Block, Impl, log_sizes, twin
+from labkit.layers import Attention, Block, Impl, log_sizes, outputs, twin
 from labkit.vit import ViT
 
 if TYPE_CHECKING:
@@ -126,9 +126,7 @@ class RoutedBlock(Block):
             none = x.new_zeros(b, attn.heads, n, d // attn.heads)
             return x.new_zeros(0, d), Evidence(none[:, :, :rows], none, v=none)
         x = self.norm1(x)
-        weight, bias = attn.qkv.weight, attn.qkv.bias
-        q = F.linear(x[:, :rows][ask], weight[:d], None if bias is None else bias[:d])
-        kv = F.linear(x, weight[d:], None if bias is None else bias[d:])
+        q, kv = outputs(attn.qkv, x[:, :rows][ask], 0, d), outputs(attn.qkv, x, d, 3 * d)
         q = attn.q_norm(rearrange(q, "a (h d) -> a h d", h=attn.heads))
         k, v = rearrange(kv, "b n (two h d) -> two b h n d", two=2, h=attn.heads)
         there = torch.arange(int(length.max()), device=x.device) < length  # in an image with fewer, places stay empty

@@ -24,13 +24,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from labkit.errors import LabkitError
 from labkit.evidence import Evidence, Grid, Groups, Reducer, Step
-from labkit.layers import Attention, Block, log_sizes, reduce_tokens, twin
+from labkit.layers import Attention, Block, log_sizes, outputs, reduce_tokens, twin
 from labkit.vit import ViT
 
 
@@ -58,16 +57,13 @@ def glance(block: Block, x: Tensor, sizes: Tensor | None = None, rows: int = 1) 
     computed, for n d², and a row is n d.
     """
     attn: Any = block.attn
-    y, d = block.norm1(x), len(attn.qkv.weight) // 3
-    weight, bias = attn.qkv.weight[: 2 * d], None if attn.qkv.bias is None else attn.qkv.bias[: 2 * d]
-    q = F.linear(y[:, :rows], weight[:d], None if bias is None else bias[:d])
-    q = attn.q_norm(rearrange(q, "b r (h e) -> b h r e", h=attn.heads))
+    y, d = block.norm1(x), attn.qkv.out_features // 3
+    q = attn.q_norm(rearrange(outputs(attn.qkv, y[:, :rows], 0, d), "b r (h e) -> b h r e", h=attn.heads))
     q, k = q * q.shape[-1] ** -0.5, y[:, None]
     if isinstance(attn.k_norm, nn.Identity):
-        q = torch.einsum("bhre,hed->bhrd", q, rearrange(weight[d:], "(h e) d -> h e d", h=attn.heads))
+        q = torch.einsum("bhre,hed->bhrd", q, rearrange(attn.qkv.weight[d : 2 * d], "(h e) d -> h e d", h=attn.heads))
     else:
-        k = F.linear(y, weight[d:], None if bias is None else bias[d:])
-        k = attn.k_norm(rearrange(k, "b n (h e) -> b h n e", h=attn.heads))
+        k = attn.k_norm(rearrange(outputs(attn.qkv, y, d, 2 * d), "b n (h e) -> b h n e", h=attn.heads))
     return Glance(q, k, None if sizes is None else log_sizes(sizes)[:, None, None, :], sizes=sizes)
 
 

@@ -100,6 +100,13 @@ def test_a_base_near_one_and_many_bits_are_the_float_numbers():
     checks.equal(AdaLog(16, 1, 2048, ONE).round(ATTN) / ATTN, torch.ones(ATTN.shape), 2 ** (1 / 4096) - 1 + 1e-9)
 
 
+def test_many_codes_are_looked_up_and_few_are_computed_alike():
+    for bits, scale in ((3, ONE), (4, torch.tensor(0.3)), (8, torch.tensor(0.7, dtype=torch.float64))):
+        grid = AdaLog(bits, 23, scale=scale)
+        codes = torch.arange(2**bits, dtype=torch.int32).repeat(5, 1)
+        checks.equal(grid.decode(codes), torch.stack([grid.decode(row) for row in codes]))
+
+
 @pytest.mark.paper("S041")
 def test_the_search_is_never_worse_than_log2_and_sqrt2():
     """√2 is 2^(q/r) with even r only; the paper's r = 37 has no such q, so r = 36 is searched here too."""
