@@ -1091,5 +1091,5 @@ for paper in (
 # %% [markdown]
 # ## Next
 #
-# Tokens that say the same are said once now, and you know who must not be merged. Next come the bits; until then, back to
-# the [table of lessons](../README.md).
+# Tokens that say the same are said once now, and you know who must not be merged. In [09 Quantization](09_quantization.ipynb)
+# the tokens all stay, and each number gets fewer bits.

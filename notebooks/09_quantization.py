@@ -955,7 +955,7 @@ print(
 # - **rotated** ("Training Transformers with 4-bit Integers", 2023): an orthogonal matrix spreads each channel over all;
 # - **noise** ("NoisyQuant", 2022): fixed noise is added before rounding, and the bias takes it off.
 #
-# Ranges are read from 16 images, four times, each time others. Left: how far this one layer's output is off. Right: the same is done in
+# Ranges are read from 16 images, three times, each time others. Left: how far this one layer's output is off. Right: the same is done in
 # *all* blocks, and we ask how far the logits are off.
 #
 # > **Predict.** Which way is best on the left? Is it also the best on the right?
@@ -1022,7 +1022,7 @@ ways = {
 probe = test[:32]
 logits = net(probe.images)
 layers, finals, rights = ({name: [] for name in ways} for _ in range(3))
-for number in range(2 if fast else 4):
+for number in range(2 if fast else 3):
     streams = streams_of(data.shapes("val", 16, seed=1000 * seed + number).images.to(place))
     for name, way in ways.items():
         slim = everywhere(way, net, streams)

@@ -94,13 +94,9 @@ def inspect_model(quantized: ViT, images: Tensor, model: ViT | None = None) -> d
     """
     if not len(images):
         raise LabkitError("There are no images to look at; pass at least one.")
-    last, quantized.last = quantized.last, "full"
-    try:
-        with watched(quantized) as notes:
-            for some in images.split(BATCH):
-                quantized(some)
-    finally:
-        quantized.last = last
+    with watched(quantized) as notes:
+        for some in images.split(BATCH):
+            quantized(some)
     found = {}
     for name, point in points(quantized).items():
         if not notes[name]:

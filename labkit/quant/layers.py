@@ -24,6 +24,7 @@ from labkit.quant.fold import centre_keys
 from labkit.quant.grids import Float8, Uniform, prepared
 from labkit.quant.point import Point, moved
 from labkit.quant.rotation import rotate
+from labkit.quant.weights import group_width
 
 GAPLESS = 2**24  # as far as float32 counts every integer; beyond, float64 carries the sums
 
@@ -59,9 +60,10 @@ class RoundedLinear(nn.Module):
         """What the weight takes as it is stored: codes with no bit to spare, scales and zero points, or floats."""
         if self.codes is None or self.grid is None:
             return self.weight.numel() * self.weight.element_size()
-        bits = self.grid.bits if isinstance(self.grid, Uniform) else 8
-        signs = 0 if getattr(self.grid, "signed", True) else self.grid.scale.numel()
-        return self.codes.numel() * bits / 8 + 4 * (self.grid.scale.numel() + signs)
+        if not isinstance(self.grid, Uniform):
+            return self.codes.numel() + 4 * self.out_features
+        scales = self.grid.scale.numel() / (group_width(self.grid) if self.grid.scale.ndim else 1)
+        return self.codes.numel() * self.grid.bits / 8 + (4 if self.grid.signed else 5) * scales
 
     def freeze(self, grid: WeightGrid, weight: Tensor | None = None) -> None:
         """Put the codes of `weight`, by default the layer's own, in its place."""

@@ -119,12 +119,10 @@ def _insert(module: nn.Module, rotated: bool) -> None:
 
 
 def _run(model: ViT, images: Tensor) -> dict[str, list[Tensor]]:
-    """{point: what reached it} with every row of the last block computed."""
-    last, model.last = model.last, "full"
+    """{point: what reached it}."""
     with watched(model) as notes:
         for some in images.split(BATCH):
             model(some)
-    model.last = last
     return dict(notes)
 
 

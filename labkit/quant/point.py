@@ -70,12 +70,20 @@ def points(model: nn.Module) -> dict[str, Point]:
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[Mapping[str, list[Tensor]]]:
-    """While this lasts, every point notes what reaches it, before rounding: {name: tensors}."""
+    """While this lasts, every point notes what reaches it, before rounding: {name: tensors}.
+
+    A ViT computes all rows of its last block meanwhile, and not only those that its head reads.
+    """
     notes: dict[str, list[Tensor]] = {}
+    last = getattr(model, "last", None)
     for name, point in points(model).items():
         point.seen = notes[name] = []
     try:
+        if last is not None:
+            model.last = "full"  # type: ignore[assignment]
         yield notes
     finally:
         for point in points(model).values():
             point.seen = None
+        if last is not None:
+            model.last = last

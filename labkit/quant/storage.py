@@ -28,6 +28,7 @@ from labkit.quant.model import layers, prepare
 from labkit.quant.point import points
 from labkit.quant.recipe import Backend, Recipe
 from labkit.quant.warped_grids import Tangent, Twin
+from labkit.quant.weights import group_width
 from labkit.vit import ViT
 
 GRIDS: dict[str, Any] = {kind.__name__: kind for kind in (Uniform, Float8, AdaLog, ShiftedLog, Tangent, Twin)}
@@ -124,15 +125,9 @@ def _take_layer(name: str, layer: RoundedLinear, tensors: Tensors) -> dict[str, 
         raise LabkitError(f"{name} is still in training and has no codes; save what quant.train.frozen(model) gives.")
     tensors[f"{name}.codes"] = pack(layer.codes, *_span(grid))
     if isinstance(grid, Uniform) and grid.scale.ndim == 2:  # inputs of one group repeat their scale
-        width = _repeats(torch.cat([grid.scale, grid.zero.to(grid.scale)]))
+        width = group_width(grid)
         grid = replace(grid, scale=grid.scale[:, ::width], zero=grid.zero[:, ::width])
     return {"grid": _take_grid(grid, f"{name}.grid", tensors)}
-
-
-def _repeats(columns: Tensor) -> int:
-    """How many neighbouring columns are alike, everywhere."""
-    edges = (columns[:, 1:] != columns[:, :-1]).any(dim=0).nonzero().flatten() + 1
-    return math.gcd(columns.shape[1], *edges.tolist())
 
 
 def _take_grid(grid: Grid, prefix: str, tensors: Tensors) -> dict[str, Any]:

@@ -12,6 +12,7 @@ for. With H⁻¹ = Uᵀ U and U upper triangular, columns are rounded from left 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal
@@ -42,6 +43,13 @@ def weight_grid(weight: Tensor, bits: int, per: Per = "channel", symmetric: bool
         )
     low, high = rearrange(weight, "out (group d) -> out group d", d=per).aminmax(dim=2)
     return Uniform.of(low.repeat_interleave(per, dim=1), high.repeat_interleave(per, dim=1), bits, symmetric)
+
+
+def group_width(grid: Uniform) -> int:
+    """How many neighbouring inputs share a scale and a zero, in every row of a weight's grid."""
+    columns = torch.cat([grid.scale, grid.zero.to(grid.scale)])
+    edges = (columns[:, 1:] != columns[:, :-1]).any(dim=0).nonzero().flatten() + 1
+    return math.gcd(columns.shape[1], *edges.tolist())
 
 
 def round_to_nearest(weight: Tensor, bits: int, per: Per = "channel", symmetric: bool = False) -> Tensor:
