@@ -176,7 +176,7 @@ def spread(ratio: list[float]) -> str:
 def summary(found: Mapping[str, Any]) -> str:
     parts = []
     for kind in ("cpu", "wall"):
-        rows = {batch: row[kind] for batch, row in found["batches"].items()}
+        rows = {batch: row[kind] for batch, row in _by_size(found["batches"])}
         threads = next(iter(found["batches"].values()))["threads"][kind]
         lines = [
             [
@@ -191,10 +191,15 @@ def summary(found: Mapping[str, Any]) -> str:
         title = f"{NAME}, {kind}, {threads} thread{'s' * (threads != 1)}"
         columns.append("relative error")
         parts.append(str(Table([title, *columns], lines, [False] + [True] * len(columns))))
-    slower = "; ".join(f"{n} tokens: {spread(ratio)}" for n, ratio in found["attention"].items())
+    slower = "; ".join(f"{n} tokens: {spread(ratio)}" for n, ratio in _by_size(found["attention"]))
     parts.append(f"Attention with int8 scores takes, in times of the fused float kernel's: {slower}.")
     verdicts = [f"{'holds ' if met else 'misses'}  {bar}" for bar, met in bars(found).items()]
     verdicts += [f"absent  {name}: {reason}" for name, reason in found["missing"].items()]
     if found["kernel"] != "here":
         verdicts.append(f"absent  {found['kernel']}")
     return "\n\n".join([*parts, "\n".join(verdicts)])
+
+
+def _by_size(told: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """In a file numbers are words, and 16 comes before 8."""
+    return sorted(told.items(), key=lambda pair: int(pair[0]))
