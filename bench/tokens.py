@@ -12,7 +12,6 @@ and moving tokens are in the time and not in the promise.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import tokens_accuracy, tokens_tuned
-from labkit import clock, results, tokens
+from bench import parts, tokens_accuracy, tokens_tuned
+from bench.parts import Part
+from labkit import clock, tokens
 from labkit.cost import count
 from labkit.evidence import Evidence
 from labkit.papers import cite
@@ -229,7 +229,7 @@ def time_summary(found: dict[str, Any]) -> str:
     )
 
 
-PARTS: dict[str, tuple[str, Callable[[], Any], Callable[[Any], str], str]] = {
+PARTS: dict[str, Part] = {
     "time": ("bench-tokens", measure_time, time_summary, "95 % bootstrap of the median"),
     "accuracy": (
         "bench-tokens-accuracy",
@@ -242,20 +242,8 @@ PARTS: dict[str, tuple[str, Callable[[], Any], Callable[[Any], str], str]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Fewer tokens: MACs, milliseconds and what they cost.")
-    for part in PARTS:
-        parser.add_argument(f"--{part}", action="store_true", help=f"measure {part} and keep it")
-    parser.add_argument("--run", action="store_true", help="measure everything and keep it")
-    parser.add_argument("--summary", action="store_true", help="print what is kept")
-    options = parser.parse_args(arguments)
-    for part, (name, measure, _, interval) in PARTS.items():
-        if options.run or getattr(options, part):
-            command = f"python bench/tokens.py --{part}"
-            results.save(name, {"methods": measure()}, command=command, seed=0, interval=interval)
-    for name, _, summary, _ in PARTS.values():
-        stored = results.load(name)
-        print(f"{summary(stored['methods'])}\n\n{stored.caption()}\n")
-    return 0
+    about = "Fewer tokens: MACs, milliseconds and what they cost."
+    return parts.main("bench/tokens.py", about, PARTS, arguments, under="methods")
 
 
 if __name__ == "__main__":
