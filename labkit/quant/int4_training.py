@@ -12,45 +12,24 @@ what a row adds to the product, and weighted so that the mean over all draws is 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from labkit.errors import LabkitError
+from labkit.quant.learned import LearnedRound
 from labkit.quant.rotation import rotate
 
 LARGEST = 119  # 120 and above would need a high half of +8, and the largest 4-bit code is 7
 
 
-class LearnedStep(torch.autograd.Function):
-    """Round to multiples of a step, from −2^(bits−1) to 2^(bits−1) − 1 of them; rounding is transparent to gradients.
-
-    What a value rounds off, in steps, is taken as given when the step moves: inside, the step's gradient is
-    (code − x / step); outside, where the value sits at the end of the codes, it is that code.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, bits: int) -> Tensor:
-        low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-        ratio = x / step
-        codes = ratio.round().clamp(low, high)
-        inside = (ratio >= low) & (ratio <= high)
-        ctx.save_for_backward(torch.where(inside, codes - ratio, codes), inside)
-        return codes * step
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        slope, inside = ctx.saved_tensors
-        return gradient * inside, (gradient * slope).sum(), None
-
-
 def learned_step(x: Tensor, step: Tensor, bits: int = 4) -> Tensor:
-    """x on the grid of a step that is a positive number with a gradient of its own."""
+    """x as multiples of a step, from −2^(bits−1) to 2^(bits−1) − 1 of them; the step, a positive number, is learned."""
     if step.numel() != 1 or not step > 0:
         raise LabkitError("A step is not one positive number; start it at 2 · mean|x| / √(2^(bits−1) − 1).")
-    rounded: Tensor = LearnedStep.apply(x, step, bits)
+    half = 2 ** (bits - 1)
+    rounded: Tensor = LearnedRound.apply(x, step, torch.zeros_like(step), (-half, half - 1))
     return rounded
 
 

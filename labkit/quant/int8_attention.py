@@ -18,6 +18,7 @@ from torch import Tensor
 
 from labkit.errors import LabkitError
 from labkit.quant.fold import centre_keys
+from labkit.quant.kernels import integer_product
 
 
 def block_codes(x: Tensor, block: int = 64, bits: int = 8) -> tuple[Tensor, Tensor]:
@@ -46,12 +47,9 @@ def integer_scores(q: Tensor, k: Tensor) -> Tensor:
     """
     if q.dtype != torch.int8 or q.device.type not in ("cpu", "cuda") or 0 in (*q.shape, *k.shape):
         return (q.double() @ k.double().transpose(-2, -1)).to(torch.int64)
-    n, m = q.shape[-2], k.shape[-2]
-    if q.is_cuda:  # this kernel wants multiples of 8, and more than 16 rows; zeros change no sum
-        q, k = _padded(q, 32), _padded(k, 8)
     pairs = zip(q.flatten(0, -3), k.flatten(0, -3), strict=True)
-    scores = torch.stack([torch._int_mm(one, other.t()) for one, other in pairs])
-    return scores.reshape(*q.shape[:-2], *scores.shape[-2:])[..., :n, :m]
+    scores = torch.stack([integer_product(one, other) for one, other in pairs])
+    return scores.reshape(*q.shape[:-2], *scores.shape[-2:])
 
 
 def int8_scores(q: Tensor, k: Tensor, smooth: bool = True, block: int = 64, bits: int = 8) -> Tensor:
@@ -69,7 +67,3 @@ def int8_attention(
     if bias is not None:
         scores = scores + bias
     return torch.matmul(scores.softmax(dim=-1).to(v.dtype), v)
-
-
-def _padded(x: Tensor, rows: int) -> Tensor:
-    return F.pad(x, (0, -x.shape[-1] % 8, 0, -x.shape[-2] % rows)).contiguous()
