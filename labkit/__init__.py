@@ -19,9 +19,25 @@ _HOME = {
     "text": "labkit.notebook",
     "show": "labkit.viz.source",
     "trace": "labkit.tracing.record",
+    "predict": "labkit.check.predict",
+    "reveal": "labkit.check.predict",
+    "progress": "labkit.check.progress",
 }
 _MODULES = (
-    *("attention", "blocks", "clock", "compress", "convert", "cost", "data", "distill", "doctor", "explain", "fuse"),
+    *(
+        "attention",
+        "blocks",
+        "check",
+        "clock",
+        "compress",
+        "convert",
+        "cost",
+        "data",
+        "distill",
+        "doctor",
+        "explain",
+        "fuse",
+    ),
     *(
         "memory",
         "operations",

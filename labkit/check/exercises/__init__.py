@@ -1,0 +1,1 @@
+"""One exercise a file; see `labkit.check.exercise` for what it is made of."""
