@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from labkit.check.exercise import Answer, Exercise
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Attempt:
     arguments: tuple[Any, ...]
     result: Any = None
@@ -69,6 +69,8 @@ def leaves(value: Any) -> list[Any]:
 def kind(tensor: Tensor) -> str:
     if tensor.dtype == torch.bool:
         return "True and False"
+    if tensor.is_complex():
+        return "complex numbers"
     return "decimal numbers" if tensor.is_floating_point() else "whole numbers"
 
 

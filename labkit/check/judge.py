@@ -46,13 +46,11 @@ def examine(exercise: Exercise, fn: Any) -> Verdict:
         return Verdict(exercise.name, RIGHT, exercise.praise)
     if agrees(exercise, exercise.placeholder, got):
         return not_started(exercise)
-    failing = min(
-        (g for w, g in zip(wanted, got, strict=True) if not fine(exercise, w, g)), key=lambda answer: answer.size
-    )
-    at = got.index(failing)
+    failing = [i for i, (w, g) in enumerate(zip(wanted, got, strict=True)) if not fine(exercise, w, g)]
+    at = min(failing, key=lambda i: got[i].size)
     for mistake in exercise.mistakes:
         if agrees(exercise, mistake.answer, got):
-            return wrong(exercise, mistake.says, beside(exercise, wanted[at], failing))
+            return wrong(exercise, mistake.says, beside(exercise, wanted[at], got[at]))
     broken = next((g for g in got if g.error), None)
     if broken is not None:
         return wrong(exercise, "It raises an error.", raised(exercise, broken))
@@ -153,6 +151,8 @@ def short(value: Any) -> str:
         return "\n".join(short(v) for v in value)
     if not isinstance(value, Tensor):
         return text(value) if isinstance(value, float) else repr(value)[:120]
+    if value.is_meta or value.is_complex():
+        return f"{tuple(value.shape)}, {value.dtype}".replace("torch.", "")
     shown, where = value.detach(), ""
     while shown.dim() > 2:
         where += "0, "
