@@ -98,14 +98,18 @@ class Explorer(anywidget.AnyWidget):
 
     def to_html(self, path: str | Path, images: Sequence[int] | None = None, title: str = "") -> Path:
         """One file that works without a kernel and offline: with these images, or with as many as fit in 16 MB."""
+        part = self.embedded(images)
+        title = title or f"Attention of {' and '.join(self.names)}"
+        Path(path).write_text(page.document(title, part.body, part.style, part.script), encoding="utf-8")
+        return Path(path)
+
+    def embedded(self, images: Sequence[int] | None = None) -> page.Embedded:
+        """The same as a part of a larger page; one page holds one explorer."""
         numbers = page.chosen(images, self.image, len(self.about), sum(side.nbytes for side in self.maps))
         packs = [[pack(side) for side in self._maps(number, page.MOST)] for number in numbers]
         outcomes = [self._outcome(number) for number in numbers]
         state = {**self.state(), "titles": [self.titles[number] for number in numbers]}
-        title = title or f"Attention of {' and '.join(self.names)}"
-        text = page.html(title, self._esm, self._css, state, list(zip(numbers, packs, outcomes, strict=True)))
-        Path(path).write_text(text, encoding="utf-8")
-        return Path(path)
+        return page.embed(self._esm, self._css, state, list(zip(numbers, packs, outcomes, strict=True)))
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The widget where there is a kernel; elsewhere the picture and the sentence."""

@@ -1,4 +1,4 @@
-"""An explorer as one HTML file that needs no kernel, no network and no permission but its own script and style.
+"""Pages that need no kernel, no network and no permission but their own script and style, with a living explorer.
 
 The script is the widget's own; a small model stands in for the kernel. Bytes and state are in data blocks that no
 browser executes, and the content security policy allows nothing that is not hashed.
@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 from labkit.errors import LabkitError
 
@@ -74,24 +74,39 @@ def chosen(images: Sequence[int] | None, current: int, count: int, size: int) ->
     return sorted(numbers)
 
 
-def html(title: str, esm: str, css: str, state: dict[str, Any], images: list[Held]) -> str:
-    """The page; each image brings its number, the bytes of the one or two traces and what silent heads do to it."""
+class Embedded(NamedTuple):
+    """An explorer as a part of a page: where it is drawn and what it needs."""
+
+    body: str
+    style: str
+    script: str
+
+
+def embed(esm: str, css: str, state: dict[str, Any], images: list[Held]) -> Embedded:
+    """Each image brings its number, the bytes of the one or two traces and what silent heads do to it."""
     script = esm.replace("export default { render };", "const widget = { render };") + SHIM
-    style = css + STYLE
     numbers, packs, outcomes = zip(*images, strict=True)
     saved = json.dumps({"state": state, "numbers": numbers, "outcomes": outcomes})
     held = [_held("state", "application/json", saved.replace("<", "\\u003c"))]
     for i, (data, *other) in enumerate(packs):
         held.append(_held(f"data{i}", "application/octet-stream", base64.b64encode(data).decode()))
         held.append(_held(f"other{i}", "application/octet-stream", base64.b64encode(b"".join(other)).decode()))
+    place = (
+        '<div id="explorer"></div>\n<noscript>This page draws with a script of its own; allow it to run.</noscript>\n'
+    )
+    return Embedded(place + "".join(held), css, script)
+
+
+def document(title: str, body: str, style: str, script: str = "") -> str:
+    """A whole page around `body`, which is HTML already; nothing but this style and this script is allowed to act."""
+    style += STYLE
     policy = f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data: blob:"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f"<meta http-equiv=\"Content-Security-Policy\" content=\"{policy}; base-uri 'none'; form-action 'none'\">\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n<h1>{escape(title)}</h1>\n"
-        '<div id="explorer"></div>\n<noscript>This page draws with a script of its own; allow it to run.</noscript>\n'
-        f'</main>\n{"".join(held)}<script type="module">{script}</script>\n</body>\n</html>\n'
+        f'{body}</main>\n<script type="module">{script}</script>\n</body>\n</html>\n'
     )
 
 
