@@ -1,6 +1,8 @@
 """`@pytest.mark.paper("S207")` names the paper whose check a test asserts; a run ends with a table of papers.
 
-`pytest --paper-json PATH` writes the same outcomes as JSON, for the table of papers in the documentation.
+`pytest --paper-json PATH` writes the same outcomes as JSON, for `python -m labkit.papers build`: with -m paper and
+data/results/papers.json it is the last run that data/papers.csv is made from. A test that runs with several
+parameters is named once.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(PaperOutcomes(config.getoption("--paper-json")), "paper-outcomes")
+    path = None if hasattr(config, "workerinput") else config.getoption("--paper-json")  # xdist's first process has all
+    config.pluginmanager.register(PaperOutcomes(path), "paper-outcomes")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m deselects: a wrong id is wrong in every run
@@ -76,7 +79,7 @@ class PaperOutcomes:
         for paper, tests in sorted(self.outcomes.items()):
             counts = {outcome: list(tests.values()).count(outcome) for outcome in WORST_FIRST}
             status = next(outcome for outcome in WORST_FIRST if counts[outcome])
-            rows[paper] = {"status": status, **counts, "tests": sorted(tests)}
+            rows[paper] = {"status": status, **counts, "tests": sorted({test.split("[")[0] for test in tests})}
         return rows
 
     def pytest_sessionfinish(self) -> None:
