@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from labkit.dispatch import Watch
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def measure(fn: Callable, *inputs: Any) -> Memory:
     return Memory(watch.peak, watch.largest)
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(Watch):
     def __init__(self) -> None:
         super().__init__()
         self.alive: dict[int, int] = {}

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from labkit.dispatch import Watch
 
 # The operators that are one product, and where among their arguments its two factors begin.
 PRODUCTS = {
@@ -104,7 +105,7 @@ def _following(model: nn.Module, path: list[str]) -> Iterator[None]:
             handle.remove()
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(Watch):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.seen: list[Operation] = []
