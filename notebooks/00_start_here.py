@@ -64,9 +64,20 @@ print(f"The model has {sum(p.numel() for p in vit.parameters()):,} weights. The 
 # mistakes. So we always ask three things. Is nothing lost at full budget? How fast does the cost fall? What is the
 # price?
 #
-# > **Predict.** Our model has learned to name ten silhouettes, so blind guessing is right in 10% of the images. Which
-# > hurts it more: letting it keep only 40% of the patches from its third block on, or writing each of its weights with 3 bits instead of 32?
-# > Say a number for each, then run the cell. A multiply-accumulate (MAC) is one multiplication and one addition.
+# > **Predict.** Our model has learned to name ten silhouettes, so blind guessing is right in 10% of the images. Before
+# > each result you are asked for it: choose, press *Commit*, then run on. What you said will stand beside what was
+# > measured, and nobody else sees it. Being wrong is how it sticks.
+
+# %%
+hurts = [
+    f"keeping only {keep:.0%} of the patches from block {block} on",
+    "writing each weight with 3 bits instead of 32",
+    "both about the same",
+]
+labkit.predict("00 hurts more", "Which hurts the trained model more?", options=hurts)
+
+# %% [markdown]
+# In the table a multiply-accumulate (MAC) is one multiplication and one addition.
 
 
 # %%
@@ -112,6 +123,10 @@ labkit.table(
     headers=["dial", "what it does to the budget", "right answers"],
 )
 
+# %%
+less = [share(right["full model"]) - share(right[name]) for name in ("keep", "3 bits")]  # what each of the two costs
+labkit.reveal("00 hurts more", hurts[2 if abs(less[0] - less[1]) < 0.02 else less.index(max(less))])
+
 # %% [markdown]
 # Two dials can be turned on a model that is already trained: tokens kept, and bits. Dropping most of the tokens costs
 # almost nothing here, and so do eight bits. Three bits, used this naively, cost a lot. The others need a model trained for it; the lessons to come do that.
@@ -136,8 +151,16 @@ print("Keeping every patch changes no answer: the logits agree to four decimals.
 # In the third block, the class token has decided how much to look at each patch: its *attention*, 64 numbers
 # whose sum, with the class token's share for itself, is 1.
 #
-# > **Predict.** The object touches fewer than one patch in five. How much of its attention to patches does the class
-# > token spend on those? A fifth, as chance would? Half? Nearly all?
+# > **Predict.** The object touches fewer than one patch in five. A fifth of the attention on those would be what chance
+# > gives.
+
+# %%
+labkit.predict(
+    "00 on the object",
+    "How much of its attention to patches does the class token spend on those that the object touches?",
+    number=20,
+    unit="%",
+)
 
 # %%
 chosen = [int((test.labels == c).nonzero()[0]) for c in range(len(test.names))]  # the first image of each class
@@ -169,6 +192,7 @@ on_object = (attention * inside).sum(dim=1).mean().item()
 by_chance = inside.float().mean().item()
 assert on_object > 1.3 * by_chance
 print(f"The object touches {by_chance:.0%} of the patches; they get {on_object:.0%} of the attention.")
+labkit.reveal("00 on the object", round(100 * on_object))
 
 # %% [markdown]
 # ## 3. One slider
@@ -226,7 +250,15 @@ assert few[0].kept.all() and int(few[-1].kept.sum()) == round(0.1 * few[-1].kept
 # - **least attended**: patches that the class token looks at *least*. If attention meant nothing, this would be
 #   as good as the others.
 #
-# > **Predict.** Put the six in order, best first. How many points lie between class attention and dice?
+# > **Predict.** Put the six in order, best first.
+
+# %%
+labkit.predict(
+    "00 points over dice",
+    "How many points lie between class attention and dice, in right answers per hundred?",
+    number=10,
+    unit="points",
+)
 
 
 # %%
@@ -284,12 +316,36 @@ assert abs(shares["oracle"] - shares["full model"]) < 0.05
 assert abs(shares["oracle"] - shares["class attention"]) < 0.05
 assert shares["class attention"] > shares["middle"] > max(throws) and min(throws) > shares["least attended"]
 print("class attention > middle > random > least attended")
+labkit.reveal("00 points over dice", round(100 * (shares["class attention"] - sum(throws) / len(throws))))
 
 # %% [markdown]
 # Look at it twice. The distance from the full model to class attention is the *price* of this method at this budget. The
 # distance from a control to class attention is what the *idea* is worth: and see how much of it a rule that never looks
 # at the image already has. Objects here fit into the frame, so they touch the middle more often than the corners. Had
 # we compared with dice alone, we would have praised attention for the photographer's work.
+#
+# ### When does the class token know?
+#
+# Letting go of the patches one block earlier would save more, if the class token knew by then what to keep.
+#
+# > **Predict.** Commit before you run on.
+
+# %%
+earlier = ["yes, by about as much", "yes, by less", "no"]
+labkit.predict(
+    "00 one block earlier", "Dropped one block earlier, does class attention still beat the middle?", options=earlier
+)
+
+# %%
+gaps = {}
+for where in (block - 1, block):
+    gaps[where] = share(kept_by(by_attention, where)) - share(kept_by(by_middle, where))
+print("Class attention minus middle:", ", ".join(f"{100 * gap:+.0f} points in block {b}" for b, gap in gaps.items()))
+before, now = gaps.values()
+labkit.reveal("00 one block earlier", earlier[2 if before < 0.02 else 1 if before < now - 0.02 else 0])
+
+# %% [markdown]
+# What a method is worth depends on where it is put.
 
 # %% [markdown]
 # ## 5. Is this machine ready?
@@ -310,10 +366,10 @@ print(verdict.replace(str(paths.ROOT), "labkit").replace(str(Path.home()), "~"))
 #
 # Every lesson is made of the same four steps, in rounds of a few minutes:
 #
-# 1. **Predict.** Say a number before you run the cell. Being wrong is how it sticks.
+# 1. **Predict.** Commit to an answer before you run the cell.
 # 2. **Move.** Turn the dial, change a parameter in the second cell, run again.
 # 3. **See.** Compare with the baseline and the control, not with your hopes.
-# 4. **Write.** Each lesson ends with short functions of your own, and tells you at once whether they are right.
+# 4. **Write.** Each lesson ends with short functions of your own, and names the mistake where one is not right yet.
 #
 # Nothing you do here can break anything: `git checkout -- notebooks` brings the lessons back.
 #
@@ -330,6 +386,8 @@ print(verdict.replace(str(paths.ROOT), "labkit").replace(str(Path.home()), "~"))
 # | [08 Token merging](08_token_merging.ipynb) | tokens kept: merging | ready |
 # | [09 Quantization](09_quantization.ipynb) | bits: one rounding after the other | ready |
 # | [10 Quantizing a ViT](10_quantizing_a_vit.ipynb) | bits: a whole model, what it costs and what it saves | ready |
+# | [11 One budget](11_one_budget.ipynb) | several dials at once: a limit of time, a floor of accuracy | ready |
+# | [12 Gallery](12_gallery.ipynb) | every paper of the course, its check, and whether that check can fail | ready |
 # | weights | sharing, folding, distilling | to come |
 
 # %% [markdown]
@@ -346,14 +404,20 @@ print(verdict.replace(str(paths.ROOT), "labkit").replace(str(Path.home()), "~"))
 # %% [markdown]
 # ## Exercises
 #
+# Each exercise is a function with one line to replace. The cell below it hands the function to `labkit.check`, which
+# tries it on small cases and says *right*, or names the mistake and shows the smallest case where it fails. Stuck?
+# Hints and solution unfold, and `labkit.check.attention_on_object.hint(1)` prints the first hint. There is no way to
+# fail: change the function and run both cells again.
+#
 # ### Exercise 1: how much attention is on the object?
 #
-# *Easy, 5 minutes.* Write `attention_on_object`: for each image, the share of the attention that lies on patches of the
-# object. Both inputs have shape `(images, patches)`; the result has shape `(images,)`.
+# *Easy, 5 minutes.* Write `attention_on_object(attention, inside)`: for each image, the share of its attention that
+# lies on patches of the object. Both inputs have shape (images, patches), `inside` is True or False; the result has
+# shape (images,).
 #
 # <details><summary>Hint 1</summary>A True counts as 1 in a product, a False as 0.</details>
-# <details><summary>Hint 2</summary>Multiply, then sum over the patches: <code>dim=1</code>. A share is a part
-# divided by the whole, so do not trust the rows to sum to 1.</details>
+# <details><summary>Hint 2</summary>Multiply, then sum over the patches: <code>dim=1</code>. A share is a part divided
+# by the whole, so do not trust the rows to sum to 1.</details>
 # <details><summary>Solution</summary>
 #
 # ```python
@@ -370,54 +434,47 @@ def attention_on_object(attention, inside):
 
 
 # %%
-rows = torch.tensor([[0.1, 0.2, 0.7], [1.0, 1.0, 2.0]])
-marks = torch.tensor([[False, True, True], [True, False, False]])
-answer = attention_on_object(rows, marks)
-if torch.allclose(answer, torch.tensor([0.9, 0.25])):
-    print("Right.")
-elif torch.allclose(answer, torch.tensor([0.9, 1.0])):
-    print("Almost: the second row does not sum to 1, so divide by its sum.")
-else:
-    print(f"Not yet: expected 0.9000 and 0.2500, got {labkit.text(answer)}.")
+labkit.check.attention_on_object(attention_on_object)
 
 # %% [markdown]
-# ### Exercise 2: when does the class token know?
+# ### Exercise 2: which patches does the object touch?
 #
-# *Medium, 10 minutes.* The slider drops patches in the third block. Dropping earlier would save more, if the class
-# token knew by then what to keep. Write `gaps(blocks)`: for each block in the list, the share of right answers with
-# class attention minus the share with the middle. First predict the sign for blocks 1 and 2.
+# *Medium, 10 minutes.* Write `touches_object(masks, p)`: masks (images, h, w) say for each pixel whether it is the
+# object. Return, as True or False of shape (images, patches), whether a patch of p × p pixels holds at least one such
+# pixel. Patches are counted row by row.
 #
-# <details><summary>Hint 1</summary><code>kept_by(by_attention, block=1)</code> says which answers are right when block 1
-# drops the patches.</details>
-# <details><summary>Hint 2</summary><code>share(...)</code> of one minus <code>share(...)</code> of the other, in a list
-# over the blocks.</details>
+# <details><summary>Hint 1</summary>Give the rows and the columns of pixels two axes each:
+# <code>masks.reshape(len(masks), h // p, p, w // p, p)</code>.</details>
+# <details><summary>Hint 2</summary>Axes 2 and 4 are now the pixels of one patch: <code>any</code> over both, then
+# <code>flatten(1)</code>.</details>
 # <details><summary>Solution</summary>
 #
 # ```python
-# def gaps(blocks):
-#     return [share(kept_by(by_attention, block=b)) - share(kept_by(by_middle, block=b)) for b in blocks]
+# def touches_object(masks, p):
+#     b, h, w = masks.shape
+#     pixels = masks.reshape(b, h // p, p, w // p, p)
+#     return pixels.any(dim=4).any(dim=2).flatten(1)
 # ```
-#
-# Dropped one block earlier, attention is no better than the middle: the class token has not looked around
-# enough. What a method is worth depends on where it is put.
 #
 # </details>
 
 
 # %% tags=["exercise"]
-def gaps(blocks):
-    return [0.0 for b in blocks]  # your code here
+def touches_object(masks, p):
+    return torch.zeros(len(masks), masks[0].numel() // p**2, dtype=torch.bool)  # your code here
 
 
 # %%
-found = gaps([1, 2])
-expected = share(kept_by(by_attention, block=2)) - share(kept_by(by_middle, block=2)) if any(found) else None
-if expected is None:
-    print("Not yet: a gap of exactly 0 in both blocks is the placeholder.")
-elif abs(found[1] - expected) < 0.01:
-    print(f"Right. Class attention minus middle: {found[0]:+.0%} in block 1, {found[1]:+.0%} in block 2.")
-else:
-    print(f"Not yet: in block 2 the gap is {expected:+.0%}, not {found[1]:+.0%}.")
+labkit.check.touches_object(touches_object)
+
+# %% [markdown]
+# ### What you have done
+#
+# Exercises that you tried and predictions that you committed are noted in one file on this machine, and sent nowhere.
+# `labkit.progress().to_csv("me.csv")` writes them out, to hand in; `labkit.progress().delete()` forgets them.
+
+# %% tags=["nbval-ignore-output"]
+labkit.progress()
 
 # %% [markdown]
 # ## Papers
@@ -429,4 +486,4 @@ for paper in ("S207", "S029"):
 # %% [markdown]
 # ## Next
 #
-# [04 Build a ViT](04_build_a_vit.ipynb): you have turned a dial of the machine; now build the machine, block by block.
+# The class token *looked* at patches. What is a look, and what does it cost? [01 Attention](01_attention.ipynb)

@@ -80,6 +80,10 @@ def share(right):
 # > alike, by what? Which blunt competitor would you put beside it?
 
 # %%
+sharpness = ["cold, the best match alone", "in between", "hot, all count alike"]
+labkit.predict("01 sharpest weights", "Which weights remove most noise?", options=sharpness)
+
+# %%
 scene = data.shapes("test", 2, size=48, seed=seed, difficulty=0.0).images.to(place)
 noisy = scene + 0.15 * normal(*scene.shape)
 pieces = F.unfold(F.pad(noisy, (2, 2, 2, 2), mode="reflect"), 5).transpose(1, 2)  # 5 x 5 around each pixel
@@ -123,6 +127,9 @@ labkit.figure(
 )
 assert scores[best] > quality(blurred) + 1 > scores[1.0] + 1 and scores[warm[0]] < quality(noisy) + 1
 
+# %%
+labkit.reveal("01 sharpest weights", sharpness[(best != warm[0]) + (best == warm[-1])])
+
 # %% [markdown]
 # Nothing was learned, and it beats the blur. Cold: every piece finds only itself, and the noise stays. Hot: every pixel
 # becomes the mean of the picture. In between it pays to look far away. ("A non-local algorithm for image denoising", 2005,
@@ -135,8 +142,16 @@ assert scores[best] > quality(blurred) + 1 > scores[1.0] + 1 and scores[warm[0]]
 #
 # A score is a product of two vectors of d numbers: Σ qᵢ kᵢ. The formula divides it by √d, and that looks like a detail.
 #
-# > **Predict.** q and k hold standard normal numbers. From d = 4 to d = 1024, by which factor does a score grow? What
-# > happens to the largest of 64 weights? And to the gradient that comes back through the softmax?
+# > **Predict.** q and k hold standard normal numbers, and d grows from 4 to 1024. What happens to the largest of 64
+# > weights? And to the gradient that comes back through the softmax?
+
+# %%
+labkit.predict(
+    "01 growing scores",
+    "From d = 4 to d = 1024 there are 256 times as many products in the sum: how many times as large is a score?",
+    number=256,
+    unit="times",
+)
 
 # %%
 widths = [4, 16, 64, 256, 1024]
@@ -156,6 +171,9 @@ labkit.table(
     headers=["d", "score, std", "largest of 64 weights", "divided: std", "largest of 64 weights"],
     digits=2,
 )
+
+# %%
+labkit.reveal("01 growing scores", round(found[False][-1][0] / found[False][0][0]), within=1)
 
 # %%
 fig = Figure(figsize=(8.4, 2.7), layout="constrained")
@@ -189,8 +207,11 @@ print("Not divided, scores grow as the root of d, one weight takes all, and for 
 #
 # A trained model has a temperature built in. Multiply all scores of shapes-vit by a number, and see.
 #
-# > **Predict.** Scores times 2 (colder) or times ½ (warmer): what does it cost? And times 0: every token attends to all
-# > alike. Is the model back to guessing (10%)?
+# > **Predict.** With all scores times 0, every token attends to all alike. Is the model back to guessing (10%)?
+
+# %%
+harm = ["both about the same", "times 2, colder", "times ½, warmer"]
+labkit.predict("01 colder or warmer", "Which costs the model more right answers?", options=harm)
 
 
 # %%
@@ -222,6 +243,10 @@ labkit.figure(
 )
 assert right_at[1.0] >= max(right_at.values()) - 0.03 and right_at[2.0] > right_at[0.5] > right_at[0.0] + 0.2
 assert right_at[0.0] < 0.25
+
+# %%
+colder, warmer = (right_at[1.0] - right_at[factor] for factor in (2.0, 0.5))
+labkit.reveal("01 colder or warmer", harm[0 if abs(colder - warmer) < 0.05 else 1 if colder > warmer else 2])
 
 # %% [markdown]
 # The learned temperature is as good as any. Colder is borne better than warmer; and at 0, where attention is a plain average in
@@ -333,8 +358,15 @@ print("Reorder in, reordered out: without a mask yes, with groups yes, causal no
 #
 # The number of heads is not in it: h heads of width d/h make h · n² · d/h.
 #
-# > **Predict.** From which n on do the pairs cost more than the linear maps? With d = 64, is an image of 64 × 64 in patches
-# > of 4 beyond it?
+# > **Predict.** Is an image of 64 × 64 in patches of 4 beyond the point where pairs cost more than linear maps?
+
+# %%
+labkit.predict(
+    "01 half of the cost",
+    "With tokens of width 64, from how many tokens on do the pairs cost as much as the linear maps?",
+    number=64,
+    unit="tokens",
+)
 
 # %%
 rows = []
@@ -351,6 +383,7 @@ labkit.table(
 # %%
 print(f"The pairs are half of the cost at n = 2d = {2 * 64}; an image of 64 x 64 in patches of 4 has 256 tokens.")
 assert rows[2][2] == 0.5
+labkit.reveal("01 half of the cost", next(n for n, _, pairs, _ in rows if pairs >= 0.5))
 
 # %% [markdown]
 # And on the clock? The plain code against the fused kernel, in turns. Both do the same multiply-accumulates; the plain one
@@ -468,14 +501,16 @@ print("The gradients agree, too: the backward pass makes each block of the map a
 # - **√d assumes independent numbers of variance one**, which holds at the start of a training, not behind it.
 # - **The temperature was changed for the whole model at once**, and only one model was asked.
 # - **The denoiser is a teaching piece**: denoisers of today are trained.
-#
+
+# %% [markdown]
 # ## Exercises
 #
-# Each cell below the stub says whether your function is right. The stubs run as they are.
+# The cell below each stub hands your function to `labkit.check`, which names the mistake that it makes;
+# `labkit.check.softmax.hint(1)` prints the first hint. The stubs run as they are.
 #
 # ### Exercise 1: a softmax that does not overflow
 #
-# *Easy, 5 minutes.* Write `softmax(scores)` over the last axis. It must survive scores of 1000.
+# *Easy, 5 minutes.* Write `softmax(scores)` over the last axis, from `exp` and `sum`. It must survive scores of 1000.
 #
 # <details><summary>Hint 1</summary>A softmax does not change when the same number is taken from all scores.</details>
 # <details><summary>Hint 2</summary>Take the largest of each row: <code>amax(dim=-1, keepdim=True)</code>.</details>
@@ -496,17 +531,7 @@ def softmax(scores):
 
 
 # %%
-small, huge = normal(3, 5), 1000 + 50 * normal(3, 5)
-if not softmax(small).any():
-    print("Not started yet.")
-elif not softmax(huge).isfinite().all():
-    print("Almost: scores of 1000 overflow; take the largest of each row from the row first.")
-elif largest(softmax(small).sum(dim=0), torch.ones(5, device=place)) < 1e-5:
-    print("Not yet: the columns sum to one; it should be the rows.")
-elif max(largest(softmax(t), t.softmax(dim=-1)) for t in (small, huge)) < 1e-5:
-    print("Right.")
-else:
-    print(f"Not yet: the rows sum to {softmax(small).sum(dim=-1)[0]:.2f}, and differ from torch's.")
+labkit.check.softmax(softmax)
 
 # %% [markdown]
 # ### Exercise 2: attention in three lines
@@ -532,41 +557,53 @@ def attention(q, k, v):
 
 
 # %%
-q, k, v = normal(2, 6, 8), normal(2, 9, 8), normal(2, 9, 4)
-answer, raw = attention(q, k, v), q @ k.transpose(-2, -1)
-mistakes = {
-    "Almost: divide the scores by the root of d.": raw.softmax(dim=-1) @ v,
-    "Almost: you divided by d; it should be its root.": (raw / 8).softmax(dim=-1) @ v,
-    "Almost: the softmax runs over the queries; it should run over the keys.": (raw / 8**0.5).softmax(dim=-2) @ v,
-    "Almost: you divided by the root of n; it should be that of d.": (raw / 9**0.5).softmax(dim=-1) @ v,
-}
-if not answer.any():
-    print("Not started yet.")
-elif answer.shape != (2, 6, 4):
-    print(f"Not yet: the shape should be (2, 6, 4), one row for each query; yours is {tuple(answer.shape)}.")
-elif largest(answer.to(place), dense.scaled_dot_product(q, k, v)) < 1e-5:
-    print("Right.")
-else:
-    said = [sentence for sentence, wrong in mistakes.items() if largest(answer.to(place), wrong) < 1e-5]
-    print(
-        said[0]
-        if said
-        else f"Not yet: it differs by {largest(answer.to(place), dense.scaled_dot_product(q, k, v)):.2f}."
-    )
+labkit.check.attention(attention)
 
 # %% [markdown]
-# ### Exercise 3: fewer keys than queries have heads
+# ### Exercise 3: who may see whom
 #
-# *Medium, 10 minutes.* Grouped-query attention shares each key-value head among several query heads. Write
-# `grouped(q, k, v)`: q is (b, 8, n, d), k and v are (b, 2, n, d); query heads 0 to 3 use key head 0, and 4 to 7 use 1.
+# *Medium, 10 minutes.* Write `masked_attention(q, k, v, seen)`: attention in which a query counts only the keys that
+# it may see. `seen` (batch, queries, keys) is True where it may. A query that may see no key at all gets zeros.
 #
-# <details><summary>Hint 1</summary>Repeat each key head four times, next to itself.</details>
-# <details><summary>Hint 2</summary><code>repeat_interleave(4, dim=1)</code> gives 0 0 0 0 1 1 1 1; <code>repeat</code> gives
-# 0 1 0 1 0 1 0 1.</details>
+# <details><summary>Hint 1</summary><code>scores.masked_fill(~seen, -torch.inf)</code>: minus infinity is the score
+# whose weight is zero.</details>
+# <details><summary>Hint 2</summary>A row of nothing but minus infinity becomes NaN. Set the weights of hidden keys to
+# zero once more, behind the softmax: <code>masked_fill(~seen, 0)</code> replaces NaN as well.</details>
 # <details><summary>Solution</summary>
 #
 # ```python
-# def grouped(q, k, v):
+# def masked_attention(q, k, v, seen):
+#     scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+#     attn = scores.masked_fill(~seen, -torch.inf).softmax(dim=-1)
+#     return attn.masked_fill(~seen, 0) @ v
+# ```
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def masked_attention(q, k, v, seen):
+    return torch.zeros(*q.shape[:-1], v.shape[-1])  # your code here
+
+
+# %%
+labkit.check.masked_attention(masked_attention)
+
+# %% [markdown]
+# ### Exercise 4: fewer heads of keys than of queries
+#
+# *Medium, 10 minutes.* Grouped-query attention shares each head of keys and values among neighbouring query heads.
+# Write `grouped_attention(q, k, v)`: q is (b, heads, n, d), k and v have fewer heads. With 8 and 2, query heads 0 to
+# 3 use head 0 of k and v, and 4 to 7 use head 1.
+#
+# <details><summary>Hint 1</summary>Repeat each head of k and v, next to itself, until there are as many as query
+# heads.</details>
+# <details><summary>Hint 2</summary><code>repeat_interleave(4, dim=1)</code> gives 0 0 0 0 1 1 1 1;
+# <code>repeat</code> gives 0 1 0 1 0 1 0 1.</details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def grouped_attention(q, k, v):
 #     k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
 #     return F.scaled_dot_product_attention(q, k, v)
 # ```
@@ -575,68 +612,43 @@ else:
 
 
 # %% tags=["exercise"]
-def grouped(q, k, v):
+def grouped_attention(q, k, v):
     return torch.zeros_like(q)  # your code here
 
 
 # %%
-q, k, v = normal(2, 8, 6, 4), normal(2, 2, 6, 4), normal(2, 2, 6, 4)
-answer, wanted = grouped(q, k, v), dense.scaled_dot_product(q, *(t.repeat_interleave(4, dim=1) for t in (k, v)))
-if not answer.any():
-    print("Not started yet.")
-elif answer.shape != wanted.shape:
-    print(f"Not yet: the shape should be {tuple(wanted.shape)}; yours is {tuple(answer.shape)}.")
-elif largest(answer, wanted) < 1e-5:
-    print("Right: a quarter of the keys and values to keep.")
-elif largest(answer, dense.scaled_dot_product(q, *(t.repeat(1, 4, 1, 1) for t in (k, v)))) < 1e-5:
-    print("Almost: the key heads take turns; neighbours should share one.")
-elif largest(answer, dense.scaled_dot_product(q, *(t.mean(dim=1, keepdim=True) for t in (k, v)))) < 1e-5:
-    print("Almost: you averaged the key heads; each group keeps its own.")
-else:
-    print(f"Not yet: it differs by {largest(answer, wanted):.2f}.")
+labkit.check.grouped_attention(grouped_attention)
 
 # %% [markdown]
-# ### Exercise 4: join two halves
+# ### Exercise 5: join two halves
 #
-# *Hard, 20 minutes.* Two machines have each seen half of the keys. Each sends its m, l and acc. Write
-# `join(first, second)`: two states `(m, l, acc)` → the output over all keys. (That is how long sequences are shared between
-# GPUs.)
+# *Hard, 20 minutes.* Two machines have each seen a part of the keys. Each sends its m, l and acc. Write
+# `join_states(first, second)`: two states `(m, l, acc)` → the output over all keys.
 #
 # <details><summary>Hint 1</summary>Bring both to the larger of the two maxima, then add.</details>
-# <details><summary>Hint 2</summary>A state against the maximum m becomes one against M when l and acc are multiplied by
-# e^(m - M).</details>
+# <details><summary>Hint 2</summary>A state against the maximum m becomes one against M when l and acc are multiplied
+# by e^(m - M).</details>
 # <details><summary>Solution</summary>
 #
 # ```python
-# def join(first, second):
+# def join_states(first, second):
 #     top = torch.maximum(first[0], second[0])
 #     a, b = ((m - top).exp() for m in (first[0], second[0]))
 #     return (a * first[2] + b * second[2]) / (a * first[1] + b * second[1])
 # ```
 #
+# That is how long sequences are shared between GPUs.
+#
 # </details>
 
 
 # %% tags=["exercise"]
-def join(first, second):
+def join_states(first, second):
     return torch.zeros_like(first[2])  # your code here
 
 
 # %%
-q, k, v = (2 * normal(1, 1, 16, 8) for _ in range(3))
-whole = dense.scaled_dot_product(q, k, v)
-half = [list(flash.steps(q, *(t[:, :, part] for t in (k, v)), block=8))[-1] for part in (slice(0, 8), slice(8, 16))]
-answer = join(*(tuple(state) for state in half))
-if not answer.any():
-    print("Not started yet.")
-elif largest(answer, whole) < 1e-4:
-    print("Right: exact, whichever half has the larger scores.")
-elif largest(answer, (half[0].acc + half[1].acc) / (half[0].l + half[1].l)) < 1e-4:
-    print("Almost: the two were measured against different maxima; mend them first.")
-elif largest(answer, (half[0].out + half[1].out) / 2) < 1e-4:
-    print("Almost: the plain mean of the two outputs; the half with more weight should count more.")
-else:
-    print(f"Not yet: it differs by {largest(answer, whole):.2f}.")
+labkit.check.join_states(join_states)
 
 # %% [markdown]
 # ## Papers

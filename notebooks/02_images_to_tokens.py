@@ -121,8 +121,15 @@ labkit.figure(
 # times the tokens. What a token *must* lose has a bound: no linear code of d numbers a patch beats the d leading
 # principal components (PCA) of the patches.
 #
-# > **Predict.** At which patch size does a token of 128 numbers begin to lose pixels? From 8 to 4 pixels, by how much do
-# > the multiply-accumulates (MACs) grow: 2, 4, 5 or 16 times?
+# > **Predict.** At which patch size does a token of 128 numbers begin to lose pixels?
+
+# %%
+labkit.predict(
+    "02 half the side",
+    "From 8 to 4 pixels, by how much do the multiply-accumulates (MACs) of the model grow?",
+    number=4,
+    unit="times",
+)
 
 # %%
 rows = patches.patch_sweep(images, (16, 8, 4, 2, 1), d, len(net.blocks))
@@ -147,6 +154,7 @@ print(f"A token of {d} numbers holds all of a patch of up to {int((d / 3) ** 0.5
 print(f"From 8 to 4: {at[4].macs / at[8].macs:.1f} times the MACs. From 2 to 1: {at[1].macs / at[2].macs:.1f} times.")
 assert 4 < at[4].macs / at[8].macs < 5 < at[1].macs / at[2].macs < 16
 assert at[4].error < 1e-12 < at[8].error < at[16].error
+labkit.reveal("02 half the side", round(at[4].macs / at[8].macs, 1))
 
 # %% [markdown]
 # While tokens are few, the cost is almost linear in them (the MLPs); when they are many, the pairs take over.
@@ -156,8 +164,12 @@ assert at[4].error < 1e-12 < at[8].error < at[16].error
 # stays. Left, the image under its grid; in the middle, the best linear guess of the image from its tokens; right, what
 # the model still answers. (Without a running kernel you see a picture.)
 #
-# > **Predict.** Patches of 4 × 4 lose nothing and cost five times as much. Does the model, resized without training, get
-# > better? And with 16 × 16?
+# > **Predict.** Patches of 4 × 4 lose nothing and cost five times as much; patches of 16 × 16 lose a lot. Commit before
+# > you run on.
+
+# %%
+resized = ["better, as its tokens hold every pixel", "about as good as before", "worse"]
+labkit.predict("02 resized to 4 x 4", "Resized to 4 x 4 without training, the model answers …", options=resized)
 
 # %%
 dial = PatchDial(net, test[:40], [(4, 4), (8, 8), (8, 16), (16, 16)], (8, 8), example=image)
@@ -171,6 +183,8 @@ looks = dial.looks
 assert looks[8, 8].resized[0] > 0.85 > max(looks[4, 4].resized[0], looks[16, 16].resized[0])
 assert all(look.psnr < look.bound or look.psnr > 100 for look in looks.values())
 assert looks[8, 8].psnr > looks[8, 16].psnr > looks[16, 16].psnr
+gained = looks[4, 4].resized[0] - looks[8, 8].resized[0]  # in shares of right answers
+labkit.reveal("02 resized to 4 x 4", resized[0 if gained > 0.05 else 2 if gained < -0.05 else 1])
 
 # %% [markdown]
 # Two things to read from it. The pictures are good everywhere: at 16 × 16 *you* still see the object, so what the tokens hold
@@ -403,8 +417,16 @@ assert lines[3][4] > lines[0][4] * 1.2
 # Superpixels: k-means on colour and place, from a grid of centres. One token a segment, the mean of its pixels. Squares are
 # the limit when place outweighs colour, which makes a fair control: the same number of tokens, the same mean.
 #
-# > **Predict.** Replace each pixel by the mean of its token: by how many decibels do 64 segments beat 64 squares? If an
-# > oracle marks each token as object or background, how much of the object's outline is right (intersection over union)?
+# > **Predict.** If an oracle marks each token as object or background, how much of the object's outline is right
+# > (intersection over union)?
+
+# %%
+labkit.predict(
+    "02 segments",
+    "Replace each pixel by the mean of its token: by how many decibels do 64 segments beat 64 squares?",
+    number=1,
+    unit="dB",
+)
 
 # %%
 some = test[:16]
@@ -441,6 +463,7 @@ labkit.figure(
     "outline of the object.",
 )
 assert lines[1][2] > lines[0][2] + 2 and lines[1][3] > lines[0][3] + 0.2
+labkit.reveal("02 segments", round(lines[1][2] - lines[0][2], 1), within=1)
 
 # %% [markdown]
 # The price: segments need k-means before the first layer, a token no longer has one size or one place, and both must be
@@ -646,8 +669,14 @@ assert same == 1
 # for every patch: no position). Nothing is trained again. For each of the four: right answers, and the share of images that
 # keep their answer under three shifts, on three draws of test images.
 #
-# > **Predict.** Which of the four keeps all answers? How many right answers does it lose, now that the model has no
-# > positions?
+# > **Predict.** How many right answers does the model lose when it has no positions?
+
+# %%
+labkit.predict(
+    "02 keeps its answers",
+    "Which of the four keeps all its answers?",
+    options=["anchored", "no positions", "anchored, no positions", "as trained"],
+)
 
 # %%
 table = net.pos_embed
@@ -700,6 +729,7 @@ assert worst["as trained"] < 0.97 and worst["no positions"] < 1
 lost = correct["as trained"].double().mean() - correct["anchored, no positions"].double().mean()
 assert abs(lost) < 0.15
 print(f"Anchored and without positions, no answer ever changes; right answers lost: {100 * lost:.0f} of 100.")
+labkit.reveal("02 keeps its answers", max(reversed(worst), key=worst.get))  # of equals the last
 
 # %% [markdown]
 # Both switches are needed. Anchoring alone repairs a small shift almost completely; a large one moves the patches into other
@@ -724,7 +754,7 @@ labkit.table(lines, headers=["pixels", "the phase follows", *(f"{name}: keep the
 
 # %% [markdown]
 # The new column changes the sums, and sometimes another phase wins: then *all* tokens jump at once. A guarantee for one kind
-# of shift is no guarantee for another; exercise 3 looks for a better score.
+# of shift is no guarantee for another; exercise 5 looks for a better score.
 
 # %% [markdown]
 # ## Limits
@@ -740,20 +770,23 @@ labkit.table(lines, headers=["pixels", "the phase follows", *(f"{name}: keep the
 # %% [markdown]
 # ## Exercises
 #
-# Each cell below the stub says whether your function is right. The stubs run as they are.
+# The cell below each stub hands your function to `labkit.check`, which names the mistake that it makes;
+# `labkit.check.glue_patches.hint(1)` prints the first hint. The stubs run as they are. The last one is open: it is
+# measured, and not counted.
 #
 # ### Exercise 1: put the squares back
 #
-# *Easy, 10 minutes.* Write `glue(squares, p, h, w)`: flattened patches (b, h w, 3 p²) → images (b, 3, h p, w p).
+# *Easy, 10 minutes.* Write `glue_patches(squares, p, h, w)`: flattened patches (b, h w, 3 p²), h rows of w patches,
+# each flattened from (3, p, p) → images (b, 3, h p, w p).
 #
-# <details><summary>Hint 1</summary>Give the numbers their six axes with <code>reshape</code>: image, row of patches, column
-# of patches, colour, row and column in the patch.</details>
+# <details><summary>Hint 1</summary>Give the numbers their six axes with <code>reshape</code>: image, row of patches,
+# column of patches, colour, row and column in the patch.</details>
 # <details><summary>Hint 2</summary><code>permute</code> to image, colour, row of patches, row in the patch, column of
 # patches, column in the patch; then <code>reshape</code> again.</details>
 # <details><summary>Solution</summary>
 #
 # ```python
-# def glue(squares, p, h, w):
+# def glue_patches(squares, p, h, w):
 #     six = squares.reshape(len(squares), h, w, 3, p, p)
 #     return six.permute(0, 3, 1, 4, 2, 5).reshape(len(squares), 3, h * p, w * p)
 # ```
@@ -762,29 +795,80 @@ labkit.table(lines, headers=["pixels", "the phase follows", *(f"{name}: keep the
 
 
 # %% tags=["exercise"]
-def glue(squares, p, h, w):
+def glue_patches(squares, p, h, w):
     return torch.zeros(len(squares), 3, h * p, w * p)  # your code here
 
 
 # %%
-oblong = torch.rand(2, 3, 16, 24, generator=dice)
-answer = glue(patches.cut(oblong, 4), 4, 4, 6)
-if not answer.any():
-    print("Not started yet.")
-elif answer.shape != oblong.shape:
-    print(f"Not yet: the images have shape {tuple(oblong.shape)}, yours {tuple(answer.shape)}.")
-elif torch.equal(answer, oblong):
-    print("Right: bit for bit.")
-elif torch.equal(answer, patches.cut(oblong, 4).reshape(oblong.shape)):
-    print("Almost: a reshape alone leaves each patch in a row; permute in between.")
-else:
-    print(f"Not yet: the PSNR is {decibels(answer, oblong):.1f} dB, and it should be infinite.")
+labkit.check.glue_patches(glue_patches)
 
 # %% [markdown]
-# ### Exercise 2: the best phase
+# ### Exercise 2: one row, several images
 #
-# *Medium, 15 minutes.* Write `best_phase(picture, p)`: for a picture (c, h, w), the (row, column) in 0 … p - 1 at which the
-# pixels p apart have the largest norm together.
+# *Easy, 10 minutes.* Write `who_sees_whom(segments)`: `segments` (rows, places) holds the number of the image that
+# each place belongs to, and -1 where a place is empty. Return (rows, places, places): True where the first place may
+# see the second, as both are of one image. Empty places see each other, so that no softmax is over nothing.
+#
+# <details><summary>Hint 1</summary>Compare every place with every other place of its row: one of them as a column,
+# one as a row.</details>
+# <details><summary>Hint 2</summary><code>segments[:, :, None]</code> is (rows, places, 1) and <code>segments[:, None,
+# :]</code> is (rows, 1, places); <code>==</code> makes the square.</details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def who_sees_whom(segments):
+#     return segments[:, :, None] == segments[:, None, :]
+# ```
+#
+# -1 equals -1, so the empty places are a group of their own.
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def who_sees_whom(segments):
+    return torch.zeros(*segments.shape, segments.shape[1], dtype=torch.bool)  # your code here
+
+
+# %%
+labkit.check.who_sees_whom(who_sees_whom)
+
+# %% [markdown]
+# ### Exercise 3: one token a segment
+#
+# *Medium, 15 minutes.* Write `segment_means(features, labels, n)`: features (b, d, h, w), and for each pixel the
+# number of its segment, labels (b, h, w) from 0 to n - 1. Return the mean of each segment, (b, n, d); a segment
+# without pixels gets zeros.
+#
+# <details><summary>Hint 1</summary>Which pixel is in which segment is a matrix of zeros and ones:
+# <code>labels.flatten(1)[:, None] == torch.arange(n)[:, None]</code> is (b, n, pixels).</details>
+# <details><summary>Hint 2</summary>That matrix times the features (b, pixels, d) is the sum over each segment; its
+# row sums are the pixels of each. <code>clamp(min=1)</code> saves the empty ones from 0 / 0.</details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def segment_means(features, labels, n):
+#     inside = (labels.flatten(1)[:, None] == torch.arange(n)[:, None]).float()
+#     pixels = features.flatten(2).transpose(1, 2)
+#     return inside @ pixels / inside.sum(dim=-1, keepdim=True).clamp(min=1)
+# ```
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def segment_means(features, labels, n):
+    return torch.zeros(len(features), n, features.shape[1])  # your code here
+
+
+# %%
+labkit.check.segment_means(segment_means)
+
+# %% [markdown]
+# ### Exercise 4: the best phase
+#
+# *Medium, 15 minutes.* Write `best_phase(picture, p)`: for a picture (c, h, w), the (row, column) in 0 … p - 1 at
+# which the pixels that lie p apart, over all channels, have the largest norm together.
 #
 # <details><summary>Hint 1</summary>The pixels of phase (i, j) are <code>picture[:, i::p, j::p]</code>.</details>
 # <details><summary>Hint 2</summary>Loop over i and j, and take the largest of the norms with <code>max</code> and a
@@ -802,25 +886,16 @@ else:
 
 # %% tags=["exercise"]
 def best_phase(picture, p):
-    return None  # your code here
+    return -1, -1  # your code here
 
 
 # %%
-answers = [best_phase(picture, p) for picture in images[:10]]
-truth = [tuple(found) for found in polyphase.polyphase_anchor(images[:10], p)[1].tolist()]
-if answers[0] is None:
-    print("Not started yet.")
-elif [tuple(found) for found in answers] == truth:
-    print("Right: the package chooses the same.")
-elif [tuple(found)[::-1] for found in answers] == truth:
-    print("Almost: the row comes first.")
-else:
-    print(f"Not yet: {sum(tuple(a) == b for a, b in zip(answers, truth, strict=True))} of 10 are right.")
+labkit.check.best_phase(best_phase)
 
 # %% [markdown]
-# ### Exercise 3: a score for a real camera
+# ### Exercise 5: a score for a real camera
 #
-# *Hard, 20 minutes.* The phase followed a real shift in only some of the images. `polyphase_anchor(..., score=...)` takes any
+# *Hard, open, 20 minutes.* The phase followed a real shift in only some of the images. `polyphase_anchor(..., score=...)` takes any
 # score: `my_score(phases)` gets (b, phases, values), the pixels of each phase in any order, and returns (b, phases). Find one
 # whose winner follows more often than the norm's.
 #

@@ -18,9 +18,8 @@
 # whole family of position schemes cannot say where a token is, repaired it in one, and measured which schemes survive
 # an image that is larger than any in training.**
 #
-# *Needs:* [00 Start here](00_start_here.ipynb): attention, softmax, tokens; it helps to have seen
-# [04 Build a ViT](04_build_a_vit.ipynb). · *Time:* 45 minutes; the cells take about one. · *Device:* any computer; no
-# GPU and no network.
+# *Needs:* [01 Attention](01_attention.ipynb) and [02 Images to tokens](02_images_to_tokens.ipynb). · *Time:* 50 minutes;
+# the cells take about one. · *Device:* any computer; no GPU and no network.
 
 # %% tags=["parameters"]
 seed = 0  # every random choice below
@@ -51,7 +50,6 @@ from labkit.positions.rope import RoPE, RoPEAxial, RoPEMixed, rotate
 from labkit.positions.sinusoidal import Sinusoidal
 from labkit.positions.urpe import URPEAttention
 from labkit.train import Recipe, epochs, train
-from labkit.vit import resample_positions
 from labkit.viz import figures
 
 place = labkit.setup(seed, device)
@@ -152,8 +150,16 @@ print("Without positions the gap is zero but for rounding; with any scheme it is
 # What a model *can* notice and what it *uses* are two questions. shapes-vit has a learned table, and 64 patches of 8 × 8
 # pixels. As a control, shuffle also larger and smaller pieces, and take the table itself apart.
 #
-# > **Predict.** shapes-vit is right in more than 90 % of its images. How often when its patches are shuffled? When the
-# > image is cut into quarter patches, four pixels wide, and those are shuffled?
+# > **Predict.** How often is it right when the image is cut into quarter patches, four pixels wide, and those are
+# > shuffled?
+
+# %%
+labkit.predict(
+    "03 shuffled patches",
+    "shapes-vit is right in more than 90 % of its images. In how many when their 64 patches are shuffled?",
+    number=10,
+    unit="%",
+)
 
 # %%
 cuts = {}
@@ -178,6 +184,7 @@ low, high = wilson(round(whole * len(shapes)), len(shapes))
 print(f"{len(shapes)} images: {whole:.0%} has the interval [{low:.0%}, {high:.0%}]; chance is 10%.")
 print(f"Its permutation gap is {gap:.1f}. All patches get the average row of the table: {same_place:.0%} right.")
 assert whole > 0.88 and cuts[8][1] > 0.75 and same_place > 0.8 and cuts[16][1] < 0.4
+labkit.reveal("03 shuffled patches", round(100 * cuts[8][1]))
 
 # %% [markdown]
 # Look at the two models side by side: left, attention with the learned table; in the middle, every patch is told the same
@@ -236,7 +243,15 @@ labkit.figure(
 
 # %% [markdown]
 # > **Predict.** Mirror a scene from left to right. Its answer changes from *left* to *right*, or the other way. Which
-# > of the eight models give the mirrored scene *exactly* the same logits, whatever their weights?
+# > models cannot follow?
+
+# %%
+labkit.predict(
+    "03 mirrored scenes",
+    "How many of the eight models give the mirrored scene exactly the same logits, whatever their weights?",
+    number=1,
+    unit="of 8",
+)
 
 # %%
 mirrored = {}
@@ -253,6 +268,7 @@ labkit.table(
 # %%
 assert {name for name, change in mirrored.items() if change < 1e-4} == {"no positions", "ALiBi"}
 print("Two of eight cannot tell left from right, and no training will change that.")
+labkit.reveal("03 mirrored scenes", sum(change < 1e-4 for change in mirrored.values()), within=0)
 
 # %% [markdown]
 # The bag sees the same patches. ALiBi notices a shuffle, but it knows only *how far* two patches are apart, and a mirror
@@ -404,8 +420,16 @@ assert rows.std() > 0.01
 # zeros that are not in the image. "Conditional Positional Encodings for Vision Transformers" (S285) puts
 # one such convolution, a *PEG*, behind a block, and needs nothing else.
 #
-# > **Predict.** An image of one single grey. A convolution runs over it, once, twice, three times. Which outputs differ
-# > from the one in the middle? And with *circular* padding, where the left edge continues on the right?
+# > **Predict.** An image of one single grey, as 8 × 8 equal tokens. A convolution runs over it, once, twice, three times.
+# > And with *circular* padding, where the left edge continues on the right?
+
+# %%
+labkit.predict(
+    "03 equal tokens",
+    "After one pass with zeros around the edge, how many outputs differ from the one in the middle?",
+    number=0,
+    unit="of 64",
+)
 
 # %%
 labkit.show(PEG)
@@ -437,6 +461,7 @@ labkit.figure(
 for name, heat in spread.items():
     print(f"{name}: {int((heat > 1e-5).sum())} of 64 tokens differ from the middle.")
 assert int((spread["zeros, 1 x"] > 1e-5).sum()) == 28 and spread["circular, 3 x"].max() < 1e-5
+labkit.reveal("03 equal tokens", int((spread["zeros, 1 x"] > 1e-5).sum()))
 
 # %% [markdown]
 # After one pass only the 28 tokens of the border know; each further pass carries the news one ring inwards. With
@@ -481,7 +506,11 @@ labkit.table(
 # on 6 × 6 (1.5 ×) and 8 × 8 (2 ×). *No positions* is the control; PEG with circular padding is a second one, for the
 # claim of section 4.
 #
-# > **Predict.** Which schemes learn it? Order them by what is left at 2 ×. Which one has no answer there at all?
+# > **Predict.** Which schemes learn it? Which one has no answer at 2 × at all?
+
+# %%
+learners = ["learned table", "sinusoidal", "relative bias", "RoPE, axial", "LookHere", "PEG"]
+labkit.predict("03 at twice the size", "Which keeps the largest part of its right answers at 2 x?", options=learners)
 
 # %%
 schemes["PEG, circular"] = lambda: {"position": PEG(dim, padding="circular")}
@@ -550,12 +579,12 @@ print(f"{few} scenes: 90% has the interval [{low:.0%}, {high:.0%}].")
 # %%
 assert max(found["no positions"]) < 0.35 * few and max(found["PEG, circular"]) < 0.35 * few
 assert found["relative bias"][1:] == [None, None]
+kept = {name: found[name][2] / max(1, found[name][0]) for name in learners if found[name][2] is not None}
 if not fast:
-    learners = ("learned table", "sinusoidal", "relative bias", "RoPE, axial", "LookHere", "PEG")
     assert sum(found[name][0] > 0.7 * few for name in learners) >= 4
-    kept = {name: found[name][2] / found[name][0] for name in learners if found[name][2] is not None}
     assert kept["LookHere"] > kept["sinusoidal"] + 0.1 and kept["LookHere"] > kept["PEG"] + 0.1
 print("The two controls stay near chance. The table of displacements refuses a larger grid.")
+labkit.reveal("03 at twice the size", max(kept, key=kept.get))
 
 # %% [markdown]
 # Read it so:
@@ -607,15 +636,16 @@ labkit.table(
 # %% [markdown]
 # ## Exercises
 #
-# Each cell below the stub says whether your function is right. The stubs run as they are.
+# The cell below each stub hands your function to `labkit.check`, which names the mistake that it makes;
+# `labkit.check.distance_bias.hint(1)` prints the first hint. The stubs run as they are.
 #
 # ### Exercise 1: distance, by hand
 #
 # *Easy, 10 minutes.* Write `distance_bias(h, w, slope)`: (h·w, h·w), minus slope times the Euclidean distance between
 # the patches, which are counted row by row.
 #
-# <details><summary>Hint 1</summary><code>torch.cartesian_prod(torch.arange(h), torch.arange(w))</code> is the place of each
-# patch.</details>
+# <details><summary>Hint 1</summary><code>torch.cartesian_prod(torch.arange(h), torch.arange(w))</code> is the place
+# of each patch.</details>
 # <details><summary>Hint 2</summary><code>torch.cdist</code> of the places with themselves; it wants floats.</details>
 # <details><summary>Solution</summary>
 #
@@ -634,23 +664,13 @@ def distance_bias(h, w, slope):
 
 
 # %%
-answer, truth = distance_bias(3, 5, 0.25), ALiBi(1, slopes=(0.25,)).bias((3, 5))[0]
-if not answer.any():
-    print("Not started yet.")
-elif largest(answer, truth) < 1e-4:
-    print("Right: it is the package's ALiBi.")
-elif largest(-answer, truth) < 1e-4:
-    print("Almost: a far key pays, so the bias is negative.")
-elif largest(answer, ALiBi(1, slopes=(0.25,)).bias((5, 3))[0]) < 1e-4:
-    print("Almost: h counts the rows, and patches are counted row by row.")
-else:
-    print(f"Not yet: the largest difference is {largest(answer, truth):.2f}.")
+labkit.check.distance_bias(distance_bias)
 
 # %% [markdown]
 # ### Exercise 2: rotate
 #
-# *Medium, 15 minutes.* Write `turn(x, angle)`: x (..., d) has pairs of channels (0, 1), (2, 3), …; turn each by `angle`
-# (..., d / 2). Then say why it cannot change the length of a query.
+# *Medium, 15 minutes.* Write `turn_pairs(x, angle)`: x (..., d) has pairs of channels (0, 1), (2, 3), …; turn each by
+# `angle` (..., d / 2), counter-clockwise. Then say why it cannot change the length of a query.
 #
 # <details><summary>Hint 1</summary>A pair (a, b) becomes (a cos - b sin, a sin + b cos).</details>
 # <details><summary>Hint 2</summary><code>x[..., ::2]</code> are the first channels of the pairs; put the results back
@@ -658,7 +678,7 @@ else:
 # <details><summary>Solution</summary>
 #
 # ```python
-# def turn(x, angle):
+# def turn_pairs(x, angle):
 #     a, b = x[..., ::2], x[..., 1::2]
 #     cos, sin = angle.cos(), angle.sin()
 #     return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
@@ -670,61 +690,107 @@ else:
 
 
 # %% tags=["exercise"]
-def turn(x, angle):
+def turn_pairs(x, angle):
     return torch.zeros_like(x)  # your code here
 
 
 # %%
-x, angle = torch.randn(5, 8, generator=dice), torch.randn(5, 4, generator=dice)
-answer, truth = turn(x, angle), rotate(x, angle)
-if not answer.any():
-    print("Not started yet.")
-elif largest(answer, truth) < 1e-5:
-    print("Right.")
-elif largest(answer, rotate(x, -angle)) < 1e-5:
-    print("Almost: you turn the other way.")
-elif abs(answer.norm() - x.norm()) > 1e-3:
-    print("Not yet: the length has changed, so it is no rotation.")
-else:
-    print("Not yet: the lengths are right; which channels make a pair?")
+labkit.check.turn_pairs(turn_pairs)
 
 # %% [markdown]
-# ### Exercise 3: stretch a table
+# ### Exercise 3: by how much?
 #
-# *Hard, 20 minutes.* Write `stretch(table, old, new)`: learned positions (1, h·w, d) of the grid `old`, resampled to the
-# grid `new`, bicubic and antialiased. Then try `mode="nearest"`: does shapes-vit on the larger canvas care?
+# *Medium, 15 minutes.* Write `axial_angles(h, w, d)`: the angles (h·w, d / 2) by which axial RoPE turns the pairs of
+# a head of d channels. The first d / 4 pairs turn by row · f, the others by column · f, with the same speeds f_i =
+# 100^(-i / (d / 4)) for i = 0 … d / 4 - 1. Patches are counted row by row.
 #
-# <details><summary>Hint 1</summary><code>F.interpolate</code> wants (batch, channels, rows, columns): the d channels come
-# before the grid.</details>
-# <details><summary>Hint 2</summary><code>table.mT.unflatten(-1, old)</code> is (1, d, h, w).</details>
+# <details><summary>Hint 1</summary>Make two blocks of (h·w, d / 4): the row of each patch times the speeds, its
+# column times the speeds.</details>
+# <details><summary>Hint 2</summary><code>torch.cartesian_prod</code> gives rows and columns; <code>torch.cat(...,
+# dim=1)</code> sets the blocks side by side.</details>
 # <details><summary>Solution</summary>
 #
 # ```python
-# def stretch(table, old, new):
-#     picture = table.mT.unflatten(-1, old)
-#     picture = F.interpolate(picture, size=new, mode="bicubic", antialias=True)
-#     return picture.flatten(2).mT
+# def axial_angles(h, w, d):
+#     rows, columns = torch.cartesian_prod(torch.arange(h), torch.arange(w)).split(1, dim=1)
+#     speeds = 100.0 ** (-torch.arange(d // 4) / (d // 4))
+#     return torch.cat([rows * speeds, columns * speeds], dim=1)
 # ```
 #
 # </details>
 
 
 # %% tags=["exercise"]
-def stretch(table, old, new):
+def axial_angles(h, w, d):
+    return torch.zeros(h * w, d // 2)  # your code here
+
+
+# %%
+labkit.check.axial_angles(axial_angles)
+
+# %% [markdown]
+# ### Exercise 4: stretch a table
+#
+# *Hard, 20 minutes.* Write `stretch_table(table, old, new)`: learned positions (1, h·w, d) of the grid `old`,
+# resampled to the grid `new`, bicubic and antialiased.
+#
+# <details><summary>Hint 1</summary><code>F.interpolate</code> wants (batch, channels, rows, columns): the d channels
+# come before the grid.</details>
+# <details><summary>Hint 2</summary><code>table.mT.unflatten(-1, old)</code> is (1, d, h, w).</details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def stretch_table(table, old, new):
+#     picture = table.mT.unflatten(-1, old)
+#     picture = F.interpolate(picture, size=new, mode="bicubic", antialias=True)
+#     return picture.flatten(2).mT
+# ```
+#
+# Try `mode="nearest"` on `net.pos_embed`, too: does shapes-vit on the larger canvas care?
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def stretch_table(table, old, new):
     return torch.zeros(1, new[0] * new[1], table.shape[-1])  # your code here
 
 
 # %%
-rows = torch.randn(1, 15, 4, generator=dice)
-answer, truth = stretch(rows, (3, 5), (6, 10)), resample_positions(rows, (3, 5), (6, 10))
-if not answer.any():
-    print("Not started yet.")
-elif answer.shape != truth.shape:
-    print(f"Not yet: the shape is {tuple(answer.shape)}, expected {tuple(truth.shape)}.")
-elif largest(answer, truth) < 1e-4:
-    print("Right: it is what the ViT does, and what timm does.")
-else:
-    print(f"Not yet: the largest difference is {largest(answer, truth):.2f}. Bicubic? Rows and columns in order?")
+labkit.check.stretch_table(stretch_table)
+
+# %% [markdown]
+# ### Exercise 5: a table of displacements
+#
+# *Hard, 20 minutes.* Write `table_to_pairs(table, h, w)`: `table` has one number for each way (Δrow, Δcolumn) = place
+# of the query minus place of the key, (2h - 1)(2w - 1) in all, counted row by row from (-(h - 1), -(w - 1)). Return
+# the number of each pair of patches, (h·w queries, h·w keys).
+#
+# <details><summary>Hint 1</summary>Δrow = row[:, None] - row[None, :] is (h·w, h·w), from -(h - 1) to h - 1; add h -
+# 1, and it counts from 0.</details>
+# <details><summary>Hint 2</summary>A row of the table has 2w - 1 entries: the number of a way is (Δrow + h - 1)(2w -
+# 1) + Δcolumn + w - 1.</details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def table_to_pairs(table, h, w):
+#     row, column = torch.cartesian_prod(torch.arange(h), torch.arange(w)).unbind(dim=1)
+#     down, across = row[:, None] - row, column[:, None] - column
+#     return table[(down + h - 1) * (2 * w - 1) + across + w - 1]
+# ```
+#
+# Test it on a grid that is not square: most mistakes hide in square ones.
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def table_to_pairs(table, h, w):
+    return torch.zeros(h * w, h * w)  # your code here
+
+
+# %%
+labkit.check.table_to_pairs(table_to_pairs)
 
 # %% [markdown]
 # ## Papers

@@ -29,6 +29,7 @@ fast = False  # True: fewer steps and fewer runs
 
 # %%
 import copy
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -183,8 +184,14 @@ with torch.inference_mode():
 # %% [markdown]
 # **LayerScale** multiplies each branch by a learned gain γ per channel before it is added. It begins near zero.
 #
-# > **Predict.** Twelve fresh blocks with γ = 0: what comes out? With γ = 1e-5: by how much, relative to its length,
-# > has a token changed after twelve blocks: about 1e-5, 1e-4, or 1?
+# > **Predict.** Twelve fresh blocks with γ = 0: what comes out? And with γ = 1e-5? Commit before you run on.
+
+# %%
+labkit.predict(
+    "04 small gains",
+    "Twelve fresh blocks with γ = 1e-5: by how much, relative to its length, has a token changed behind them?",
+    options=["about 1e-4: twelve times as much as in one", "about 1e-5: as much as γ", "about 1: the blocks win"],
+)
 
 
 # %%
@@ -212,10 +219,22 @@ labkit.table(
     headers=["γ at the start", "output = input, bit for bit", "relative change after 12 blocks"],
 )
 
+# %%
+orders_of_ten = {
+    "about 1e-5: as much as γ": -5,
+    "about 1e-4: twelve times as much as in one": -4,
+    "about 1: the blocks win": 0,
+}
+each, together = sum(added[1e-5]) / 12, total[1e-5]
+print(f"With γ = 1e-5 a block adds {each:.0e} of the stream's length; twelve add {together / each:.1f} times as much.")
+labkit.reveal("04 small gains", min(orders_of_ten, key=lambda name: abs(math.log10(total[1e-5]) - orders_of_ten[name])))
+
 # %% [markdown]
-# With γ = 0 the stack is the identity *exactly*, however deep. The paper (S182) found that deep
-# stacks that begin so train better, and each γ then grows as far as its branch is useful. A trained model without LayerScale has found
-# the size of its branches by other means; here it is, beside fresh blocks.
+# With γ = 0 the stack is the identity *exactly*, however deep. With a small γ the twelve additions point in directions
+# that have little to do with each other, so together they are about √12 = 3.5 times as long as one, not twelve times.
+# The paper (S182) found that deep stacks that begin so train better, and each γ then grows as far as its branch is
+# useful. A trained model without LayerScale has found the size of its branches by other means; here it is, beside fresh
+# blocks.
 
 # %%
 with torch.inference_mode():
@@ -290,8 +309,15 @@ labkit.table(
 # Without positions a ViT sees a *bag* of patches, whoever speaks. An extra token costs 64 weights here, and as many
 # again for its position.
 #
-# > **Predict.** shapes-vit was trained with positions. Shuffle the patches of its test images: to what does its
-# > accuracy of more than 90 % fall?
+# > **Predict.** shapes-vit was trained with positions, and it is right in more than 90 %. Commit before you run on.
+
+# %%
+labkit.predict(
+    "04 shuffled patches",
+    "Shuffle the patches of its test images: to what does its accuracy fall? (Guessing is right in 10 %.)",
+    number=10,
+    unit="%",
+)
 
 
 # %%
@@ -311,6 +337,9 @@ labkit.figure(
 assert share > 0.85 and 0.7 < min(shuffles) <= share
 print(f"Right answers of the trained model: {share:.0%}; with shuffled patches, three orders:", end=" ")
 print(", ".join(f"{value:.0%}" for value in shuffles) + ".")
+
+# %%
+labkit.reveal("04 shuffled patches", round(100 * sum(shuffles) / len(shuffles)))
 
 # %% [markdown]
 # Did you expect that? The trained model has learned positions and loses little when they are scrambled: for ten
@@ -393,7 +422,11 @@ labkit.show(epochs)
 
 # %% [markdown]
 # > **Predict.** Ten classes, so guessing is right in 10 %. The model sees 200 batches of 32 images, each image four
-# > or five times. Where does it end on digits that it has never seen: 30 %, 60 %, 90 %?
+# > or five times.
+
+# %%
+ends = {"about 30 %": 0.3, "about 60 %": 0.6, "about 90 %": 0.9}
+labkit.predict("04 digits", "Where does it end on digits that it has never seen?", options=list(ends))
 
 # %%
 count_of_steps = 100 if fast else steps
@@ -447,6 +480,9 @@ assert hits / len(held_out) > (0.15 if fast else 0.8)
 assert low > wilson(untrained, len(held_out))[1] or fast
 print("The ViT that you built learns to read.")
 
+# %%
+labkit.reveal("04 digits", min(ends, key=lambda name: abs(ends[name] - hits / len(held_out))))
+
 # %% [markdown]
 # ## 7. Where the weights and the work are
 #
@@ -455,7 +491,10 @@ print("The ViT that you built learns to read.")
 # tokens, 8nd².
 #
 # > **Predict.** deit_small has 224 × 224 pixels, patches of 16, width 384, 12 blocks. Everybody knows that
-# > attention is *quadratic*. Which share of its MACs goes to the pairs of tokens: 8 %, 40 %, 80 %?
+# > attention is *quadratic*.
+
+# %%
+labkit.predict("04 pairs", "Which share of deit_small's MACs goes to the pairs of tokens?", number=80, unit="%")
 
 # %%
 with torch.device("meta"):  # shapes only: no memory, no arithmetic
@@ -491,9 +530,12 @@ half, whole = (sum(cost.block_macs(tokens, 384).values()) for tokens in (98, 196
 assert pairs < 0.1 and mlp > 0.5 and 0.45 < half / whole < 0.5
 print(f"A block on half the tokens costs {half / whole:.0%}.")
 
+# %%
+labkit.reveal("04 pairs", round(100 * pairs))
+
 # %% [markdown]
 # At this size nearly all work is *linear* in the number of tokens: dropping half of them halves it, whatever one
-# thinks of the quadratic part. The pairs take over when n is large beside d. When? That is exercise 3.
+# thinks of the quadratic part. The pairs take over when n is large beside d. When? That is exercise 4.
 #
 # And in seconds? A fair race needs a quiet machine and many turns, so it was run once and stored; let the pointer rest
 # on the caption to see where it comes from. `fast` leaves out the rows of the last block that no head reads.
@@ -517,6 +559,13 @@ race
 #
 # > **Predict.** Put the five in order. How far apart are two seeds of the *same* model, and is the distance between
 # > class token and average larger than that?
+
+# %%
+labkit.predict(
+    "04 best reader",
+    "Which of them reads most of the held-out digits?",
+    options=["class token", "average", "no positions", "linear on pixels", "untrained"],
+)
 
 # %% tags=["nbval-ignore-output"]
 seeds = (seed,) if fast else (seed, seed + 1)
@@ -566,12 +615,15 @@ one = cost.count(linear(seed), image_size=16)
 print("Both ways to speak learn; a single matrix on pixels is a strong baseline here,")
 print(f"with {one.macs:,} MACs where the ViT has {of_mine.macs:,}.")
 
+# %%
+labkit.reveal("04 best reader", max(mean, key=mean.get))
+
 # %% [markdown]
 # Read it soberly. Class token and average lie close, and two seeds cannot say which is better: that takes more runs
 # and more images. Positions are worth something here: the bag of patches stays behind. And one matrix on raw pixels
 # does about as well as the transformer, for much less: these digits are centred and upright, so that each pixel means
 # something by itself. A baseline like that belongs in every table. (On `shapes`, where the object lies anywhere, it is a
-# different story: exercise 2.)
+# different story: exercise 6.)
 
 # %% [markdown]
 # ## Limits
@@ -585,53 +637,171 @@ print(f"with {one.macs:,} MACs where the ViT has {of_mine.macs:,}.")
 # %% [markdown]
 # ## Exercises
 #
-# Each cell below the stub says whether your function is right. The stubs run as they are.
+# The stubs run as they are. The line behind each stub says whether your function is right; if it is not, `labkit.check`
+# names the mistake, or shows the smallest case that fails. `labkit.check.image_vector.hint(1)` gives the first hint.
 #
-# ### Exercise 1: attention in three lines
+# ### Exercise 1: who speaks
 #
-# *Easy, 10 minutes.* Write `mix(q, k, v)` for q, k, v of shape `(batch, heads, n, d_head)`; the result has the
-# shape of v.
+# *Easy, 10 minutes.* Write `image_vector(x, prefix, pool)`: the one vector of each image, (batch, d), from the tokens
+# x (batch, n, d) behind the last block. The first `prefix` tokens are no patches: the class token, if there is one,
+# and registers behind it. With pool = "class" the class token speaks, with "avg" the mean of the patches.
 #
-# <details><summary>Hint 1</summary>The scores are a product of q with k, transposed in its last two
-# dimensions.</details>
-# <details><summary>Hint 2</summary>Divide by the root of d_head <em>before</em> the softmax, and let each row (the last
-# dimension, the keys) sum to 1.</details>
+# <details><summary>Hint 1</summary><code>x[:, 0]</code> is the first token of every image.</details>
+# <details><summary>Hint 2</summary><code>x[:, prefix:]</code> are the patches; their mean runs over the tokens,
+# axis 1.</details>
 # <details><summary>Solution</summary>
 #
 # ```python
-# def mix(q, k, v):
-#     scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
-#     return scores.softmax(dim=-1) @ v
+# def image_vector(x, prefix, pool):
+#     return x[:, 0] if pool == "class" else x[:, prefix:].mean(dim=1)
 # ```
 #
 # </details>
 
 
 # %% tags=["exercise"]
-def mix(q, k, v):
-    return torch.zeros_like(v)  # your code here
+def image_vector(x, prefix, pool):
+    # your code here
+    return torch.zeros(x.shape[0], x.shape[2])
 
 
 # %%
-q, k, v = torch.randn(3, 2, 4, 5, 8, generator=dice)
-truth, answer = nn.functional.scaled_dot_product_attention(q, k, v), mix(q, k, v)
-if not answer.any():
-    print("Not started yet.")
-elif largest(answer, truth) < 1e-5:
-    print("Right.")
-elif largest(answer, (q @ k.mT).softmax(dim=-1) @ v) < 1e-5:
-    print("Almost: divide the scores by the root of d_head.")
-elif largest(answer, (q @ k.mT / 8**0.5).softmax(dim=-2) @ v) < 1e-5:
-    print("Almost: the softmax runs over the keys, the last dimension.")
-else:
-    print(f"Not yet: the largest difference to the package is {labkit.text(largest(answer, truth))}.")
+labkit.check.image_vector(image_vector)
 
 # %% [markdown]
-# ### Exercise 2: one matrix against clutter
+# ### Exercise 2: the block
 #
-# *Medium, 15 minutes.* Write `linear_accuracy(train_set, test_set)`: train one matrix on the pixels of `train_set`
-# and return its share of right answers on `test_set`, as a number between 0 and 1. Then explain why it is so far
-# from shapes-vit.
+# *Easy, 10 minutes.* Write `transformer_block(x, norm1, attn, norm2, mlp)`: one pre-norm block on tokens x (batch, n,
+# d). The four parts are functions of tokens, and each returns the shape that it gets.
+#
+# <details><summary>Hint 1</summary>The first branch reads norm1 of the stream; what it gives is added to the stream,
+# not to norm1 of it.</details>
+# <details><summary>Hint 2</summary>The second branch does the same with norm2 and mlp, and reads what the first
+# addition has made.</details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def transformer_block(x, norm1, attn, norm2, mlp):
+#     x = x + attn(norm1(x))
+#     return x + mlp(norm2(x))
+# ```
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def transformer_block(x, norm1, attn, norm2, mlp):
+    # your code here
+    return torch.zeros_like(x)
+
+
+# %%
+labkit.check.transformer_block(transformer_block)
+
+# %% [markdown]
+# ### Exercise 3: heads
+#
+# *Medium, 20 minutes.* Write `self_attention(x, qkv, proj, heads)` for tokens x (batch, n, d). The layer `qkv` makes 3d
+# numbers of each token: all of q, then all of k, then all of v. Of each of these, the first head has the first d /
+# heads channels, the second the next, and so on. Every head attends alone; their results are joined again and go
+# through `proj`.
+#
+# <details><summary>Hint 1</summary><code>q, k, v = rearrange(qkv(x), "b n (three h d) -> three b h n d", three=3,
+# h=heads)</code>.</details>
+# <details><summary>Hint 2</summary>The scores are divided by the root of the width of one head; the way back is "b h n
+# d -> b n (h d)".</details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def self_attention(x, qkv, proj, heads):
+#     q, k, v = rearrange(qkv(x), "b n (three h d) -> three b h n d", three=3, h=heads)
+#     attn = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1)
+#     return proj(rearrange(attn @ v, "b h n d -> b n (h d)"))
+# ```
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def self_attention(x, qkv, proj, heads):
+    # your code here
+    return torch.zeros_like(x)
+
+
+# %%
+labkit.check.self_attention(self_attention)
+
+# %% [markdown]
+# ### Exercise 4: count the work
+#
+# *Medium, 15 minutes.* Write `block_work(n, d, depth)`: the MACs of all `depth` blocks of a ViT with n tokens of width d
+# and an MLP four times as wide. Then find the n at which the pairs of tokens cost as much as everything else in a
+# block.
+#
+# <details><summary>Hint 1</summary>The four parts are in section 7.</details>
+# <details><summary>Hint 2</summary>3nd² + nd² + 8nd² = 12nd², and 2n²d for the pairs.</details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def block_work(n, d, depth):
+#     return depth * (12 * n * d**2 + 2 * n**2 * d)
+# ```
+#
+# 2n²d = 12nd² when n = 6d: for d = 384, at 2,304 tokens, an image of 768 × 768 pixels.
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def block_work(n, d, depth):
+    # your code here
+    return 0
+
+
+# %%
+labkit.check.block_work(block_work)
+
+# %% [markdown]
+# ### Exercise 5: count the weights
+#
+# *Hard, 20 minutes.* Write `count_weights(image, patch, classes, d, depth)`: how many numbers does this ViT learn? Its
+# images have image × image pixels in 3 colours and are cut into squares of patch × patch. There is a class token; every
+# token has a learned position; each of the blocks has two norms, attention and an MLP of width 4d; behind them stand
+# one more norm and the head. All linear layers have a bias, the patches' too. (Section 5 shows the sum for a model
+# that you know.)
+#
+# <details><summary>Hint 1</summary>A linear layer from a to b numbers has a · b + b weights; a norm has 2d: a gain and a
+# bias for each channel.</details>
+# <details><summary>Hint 2</summary>A block has 12d² + 13d. Around the blocks stand patches, class token, positions (of
+# all tokens), norm, head.</details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def count_weights(image, patch, classes, d, depth):
+#     tokens = (image // patch) ** 2 + 1
+#     before = (3 * patch**2 * d + d) + d + tokens * d
+#     block = 2 * d + (3 * d * d + 3 * d) + (d * d + d) + 2 * d + (4 * d * d + 4 * d) + (4 * d * d + d)
+#     return before + depth * block + 2 * d + (d * classes + classes)
+# ```
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def count_weights(image, patch, classes, d, depth):
+    # your code here
+    return 0
+
+
+# %%
+labkit.check.count_weights(count_weights)
+
+# %% [markdown]
+# ### Exercise 6: one matrix against clutter
+#
+# *Medium, 15 minutes.* This one is open: there is no single right answer, so it shows what you found. Write
+# `linear_accuracy(train_set, test_set)`: train one matrix on the pixels of `train_set` and return its share of right
+# answers on `test_set`, as a number between 0 and 1. Then explain why it is so far from shapes-vit.
 #
 # <details><summary>Hint 1</summary><code>labkit.train.train</code> takes any module: <code>nn.Sequential(nn.Flatten(),
 # nn.Linear(3 * 64 * 64, 10))</code>.</details>
@@ -660,44 +830,9 @@ def linear_accuracy(train_set, test_set):
 got = linear_accuracy(data.shapes("train", 320, seed=seed), data.shapes("test", 200, seed=seed))
 if got == 0:
     print("Not started yet.")
-elif got > 0.5:
-    print(f"Not yet: {got:.0%} is more than one matrix can do here. Were test images among the training images?")
 else:
-    print(f"Right: {got:.0%}, near chance, where shapes-vit has {share:.0%}.")
-
-# %% [markdown]
-# ### Exercise 3: count it yourself
-#
-# *Medium, 15 minutes.* Write `macs(n, d, depth)`: the MACs of all blocks of a ViT with n tokens of width d and an
-# MLP of ratio 4. Then find the n at which the pairs of tokens cost as much as everything else in a block.
-#
-# <details><summary>Hint 1</summary>The four parts are in section 7.</details>
-# <details><summary>Hint 2</summary>3nd² + nd² + 8nd² = 12nd², and 2n²d for the pairs.</details>
-# <details><summary>Solution</summary>
-#
-# ```python
-# def macs(n, d, depth):
-#     return depth * (12 * n * d**2 + 2 * n**2 * d)
-# ```
-#
-# 2n²d = 12nd² when n = 6d: for d = 384, at 2,304 tokens, an image of 768 × 768 pixels.
-#
-# </details>
-
-
-# %% tags=["exercise"]
-def macs(n, d, depth):
-    return 0  # your code here
-
-
-# %%
-answer, truth = macs(197, 384, 12), sum(of_small.parts[part]["macs"] for part in ("qkv", "attention", "proj", "mlp"))
-if answer == 0:
-    print("Not started yet.")
-elif answer == truth:
-    print("Right: the counter found the same.")
-else:
-    print(f"Not yet: you have {answer / 1e9:.3f} G, the counter has {truth / 1e9:.3f} G.")
+    low, high = wilson(round(got * 200), 200)
+    print(f"One matrix: {got:.0%} [{low:.0%}, {high:.0%}]; chance is 10%, shapes-vit has {share:.0%}.")
 
 # %% [markdown]
 # ## Papers
@@ -709,5 +844,5 @@ for paper in ("S207", "S182", "S203", "S226", "S383"):
 # %% [markdown]
 # ## Next
 #
-# You have the whole machine in your hands now: every later lesson turns one of its dials.
-# Back to the [overview](00_start_here.ipynb).
+# You have the whole machine in your hands now: every later lesson turns one of its dials. But first look inside it while
+# it works: [05 Seeing attention](05_seeing_attention.ipynb). Back to the [overview](00_start_here.ipynb).

@@ -41,7 +41,6 @@ from labkit.token_labels import coverage
 from labkit.viz import charts, figures, strips
 
 place = labkit.setup(seed, device)
-dice = torch.Generator().manual_seed(seed)
 try:
     net = labkit.load(model).to(place)
     trained = True
@@ -66,9 +65,11 @@ print(f"The object covers {inside.mean():.0%} of an image.")
 # runs the model once and keeps what you ask for: the attention of every layer, the tokens, and which patches are inside
 # each token.
 #
-# > **Predict.** Our model has 6 blocks with 4 heads each, and 65 tokens: 64 patches and the class token. How many
-# > numbers is the attention of one image? How many kilobytes, at 4 bytes each? And does the model's answer change when
-# > somebody watches?
+# > **Predict.** Our model has 6 blocks with 4 heads each, and 65 tokens: 64 patches and the class token. Does its answer
+# > change when somebody watches?
+
+# %%
+labkit.predict("05 kilobytes", "How large is the attention of one image, at 4 bytes a number?", number=17, unit="kB")
 
 # %%
 labkit.show(tracing.capture.Watch.fused)
@@ -92,6 +93,9 @@ apart = max((a[:8] - b).abs().max().item() for a, b in zip(seen.attention[:-1], 
 assert rows < 1e-5 and change < 1e-5 and apart < 1e-4
 print(f"Rows sum to 1, the logits are what they were, and watching from outside shows the same maps: {apart < 1e-4}.")
 
+# %%
+labkit.reveal("05 kilobytes", round(4 * numbers / 1000))
+
 # %% [markdown]
 # Now look. Click a patch, or move with the arrow keys; Page Up and Page Down change the layer, D switches between *looks at*
 # and *looked at by*, and C asks for the class token. (Without a running kernel you see a picture.)
@@ -112,8 +116,16 @@ print(explorer.describe())
 # third: the share of the class token's attention that lies on the object.
 #
 # > **Predict.** A head that looks everywhere alike has a mean distance of about 4.1 patches on an 8 × 8 grid. Where do
-# > you expect heads that look at their neighbours, in the first block or in the last? In which block does the class token
-# > find the object? The object covers only a twelfth of the image.
+# > you expect heads that look at their neighbours, in the first block or in the last? And where does the class token find
+# > the object, which covers only a twelfth of the image?
+
+# %%
+labkit.predict(
+    "05 finds the object",
+    "Which is the first block, counted from 0, with a head in which the class token spends more than half of its "
+    "attention on the object? (The last one is number 5.)",
+    number=5,
+)
 
 # %%
 measures = explain.head_measures(seen)
@@ -159,6 +171,10 @@ print(f"chance is {inside.mean():.0%}, and block 0 reaches {on_object[0].max():.
 if ours:
     assert on_object.max() > 0.6 and on_object[0].max() < 0.2 and nearest > 2
 
+# %%
+finding = [number for number, row in enumerate(on_object) if row.max() > 0.5]
+labkit.reveal("05 finds the object", min(finding, default=len(on_object)))
+
 # %% [markdown]
 # The class token finds the object from the third block on, and no label ever told it where to look. But *no head of this
 # model looks at its neighbours*: even the nearest is more like an even head than like a neighbour head. Large models
@@ -199,7 +215,8 @@ if ours:
 # with its gradient and keeps what is positive. Rows then sum to anything, so each factor is normalised again. Two widely
 # copied visualizers get this wrong. Here are four gradient rollouts; every one draws a plausible picture.
 #
-# > **Predict.** Read the four functions. Which two are wrong? (It is one line in each.)
+# > **Predict.** Read the four functions, and look at the four maps. Which two are wrong? (It is one line in each.) Commit
+# > before you test them.
 
 
 # %%
@@ -253,6 +270,16 @@ labkit.figure(
     "plausible; two come from code with a bug.",
 )
 
+# %%
+labkit.predict(
+    "05 two bugs",
+    "Which two of the four are wrong?",
+    options=[
+        *("third and fourth", "first and second", "first and third"),
+        *("first and fourth", "second and third", "second and fourth"),
+    ],
+)
+
 # %% [markdown]
 # Looking does not find it. *Properties* do: write down what must hold for any correct rollout, and test that.
 
@@ -301,6 +328,14 @@ print(
 print("The third meets each layer with the gradient of another, as when backward hooks fill a list in reverse order.")
 print("First and fourth are the same product, and with gradients of 1 they are the package's rollout.")
 
+# %%
+wrong = [
+    rollout.__name__
+    for rollout in candidates
+    if row_error(rollout(attns, gradients)) > 1e-2 or (rollout(attns, only_last) - alone).abs().max() > 1e-2
+]
+labkit.reveal("05 two bugs", " and ".join(wrong))
+
 # %% [markdown]
 # ## 4. Ten answers to "why?"
 #
@@ -330,8 +365,13 @@ for part, names in ((stack[:half], list(drawn)[:half]), (stack[half:], list(draw
 # against maps that know nothing about the model: *random* noise, the *centre* of the frame, and the *edges* in the image.
 # An explanation that does not beat those has explained nothing.
 #
-# > **Predict.** How often does the centre of the frame hit the object? Which of the quick methods below beat it, and by how
-# > much: rollout, the last block's class attention, relevance?
+# > **Predict.** The object lies anywhere, and covers 8 % of the image. Which of the quick methods below beat the centre of
+# > the frame, and by how much: rollout, the last block's class attention, relevance?
+
+# %%
+labkit.predict(
+    "05 the centre", "In what share of the images does the centre of the frame hit the object?", number=8, unit="%"
+)
 
 # %%
 quick = (
@@ -355,6 +395,18 @@ print(
 print(f"Rollout: {pointing['rollout']:.0%}.")
 if ours:
     assert pointing[best] > pointing["centre"] + 0.2
+
+# %%
+covered = inside.mean(dim=0).unflatten(0, net.grid)
+(h, w), rim = net.grid, torch.ones(net.grid, dtype=torch.bool)
+rim[1:-1, 1:-1] = False
+middle = covered[h // 2 - 1 : h // 2 + 1, w // 2 - 1 : w // 2 + 1].mean()
+print(
+    f"In the mean over images, {middle:.0%} of the four middle patches is object, and {covered[rim].mean():.0%} of the rim:"
+)
+print("an object that lies whole inside the frame lies seldom at its rim.")
+assert middle > 2 * covered[rim].mean()
+labkit.reveal("05 the centre", round(100 * pointing["centre"]))
 
 # %% [markdown]
 # Pointing at the object is not yet being faithful to the *model*. Three judges need no mask. *Deletion* and *insertion*: take
@@ -435,8 +487,16 @@ labkit.table(spread, headers=["draw", "rollout", "relevance (Chefer)", "centre",
 # A map says where a head looks. Whether the answer *depends* on that head is another question, and only one experiment
 # answers it: silence the head, and see how sure the model still is of the right class.
 #
-# > **Predict.** You have found the head that looks at the object most. Silence it, and how many points of probability does the
-# > right class lose? And without a head of the first block, which looks everywhere alike?
+# > **Predict.** You have found the head that looks at the object most. And what if a head of the first block is silenced,
+# > which looks everywhere alike?
+
+# %%
+labkit.predict(
+    "05 silenced",
+    "Silence the head that looks at the object most: how many points of probability does the right class lose?",
+    number=50,
+    unit="points",
+)
 
 # %%
 effects = explain.head_effects(net, images, test.labels if ours else None)
@@ -468,6 +528,7 @@ labkit.figure(
 # %%
 if ours:
     assert lost.max() > 4 and lost[layer, head] < 4 and abs(relation) < 0.4
+labkit.reveal("05 silenced", round(lost[layer, head].item()), within=3)
 
 # %% [markdown]
 # This is the answer to an old quarrel ("is attention an explanation?") for this model: the head that looks at the object
@@ -524,53 +585,80 @@ labkit.table(lines, headers=["model", "maps", "kinds", "the first, in words"])
 #
 # ## Exercises
 #
-# Each cell below the stub says whether your function is right. The stubs run as they are.
+# The stubs run as they are. The line behind each stub says whether your function is right; if it is not, `labkit.check`
+# names the mistake, or shows the smallest case that fails. `labkit.check.looking_distance.hint(1)` gives the first hint.
 #
 # ### Exercise 1: how far does a head look?
 #
-# *Easy, 10 minutes.* Write `distance(attn, places)`: the mean distance at which a patch looks, in patches. `attn` is
-# (patches, patches) with rows that sum to 1, `places` is (patches, 2) with the row and column of each patch.
+# *Easy, 10 minutes.* Write `looking_distance(attn, places)`: the mean distance at which each head looks, (heads). `attn`
+# is (heads, patches, patches), queries before keys, and `places` (patches, 2) has the row and column of each patch. What
+# a patch gives to the class token has been cut off, so a row may sum to less than 1; only what is left counts.
 #
 # <details><summary>Hint 1</summary><code>torch.cdist(places, places)</code> holds all distances.</details>
-# <details><summary>Hint 2</summary>Weigh them with the attention of each row, sum over the keys, and take the mean over the
-# queries.</details>
+# <details><summary>Hint 2</summary>Divide each row of <code>attn</code> by its sum, weigh the distances with it, sum over
+# the keys, and take the mean over the queries.</details>
 # <details><summary>Solution</summary>
 #
 # ```python
-# def distance(attn, places):
-#     return (attn * torch.cdist(places, places)).sum(dim=-1).mean()
+# def looking_distance(attn, places):
+#     share = attn / attn.sum(dim=-1, keepdim=True)
+#     return (share * torch.cdist(places, places)).sum(dim=-1).mean(dim=-1)
 # ```
 #
 # </details>
 
 
 # %% tags=["exercise"]
-def distance(attn, places):
-    return torch.zeros(())  # your code here
+def looking_distance(attn, places):
+    # your code here
+    return torch.zeros(attn.shape[0])
 
 
 # %%
-rows, columns = net.grid
-places = torch.cartesian_prod(torch.arange(float(rows)), torch.arange(float(columns)))
-sample = torch.rand(rows * columns, rows * columns, generator=dice).softmax(dim=-1)
-answer, truth = float(distance(sample, places)), mean_distance(sample[None], apart)[0].item()
-if answer == 0:
-    print("Not started yet.")
-elif abs(answer - truth) < 1e-3:
-    print("Right.")
-elif abs(answer - truth * rows * columns) < 1e-1:
-    print("Almost: the mean over the queries, not their sum.")
-else:
-    print(f"Not yet: you have {answer:.4f}, the package {truth:.4f}.")
+labkit.check.looking_distance(looking_distance)
 
 # %% [markdown]
-# ### Exercise 2: how much residual?
+# ### Exercise 2: the pointing game
 #
-# *Medium, 15 minutes.* Rollout takes half residual and half attention, which is a guess. Write `mixed_rollout(attns, alpha)`
-# with the share `alpha` of attention, for (1, heads, n, n) maps. Then look: what are the two extremes, alpha = 0 and alpha = 1?
+# *Easy, 15 minutes.* Write `pointing_score(maps, inside)`: for each image, the share of object in the cell where its map
+# is highest. Both are (images, rows, columns), and `inside` says how much of each cell is object. Where several cells are
+# highest, their mean counts.
 #
-# <details><summary>Hint 1</summary>alpha · mean over heads + (1 - alpha) · identity: are the rows still sums of 1?</details>
-# <details><summary>Hint 2</summary>The later block multiplies from the left.</details>
+# <details><summary>Hint 1</summary><code>maps.amax(dim=(1, 2), keepdim=True)</code> is the highest value of each map;
+# compare the map with it.</details>
+# <details><summary>Hint 2</summary>The peak is a map of ones and zeros: multiply it with <code>inside</code>, sum, and
+# divide by the number of ones.</details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def pointing_score(maps, inside):
+#     peak = (maps == maps.amax(dim=(1, 2), keepdim=True)).float()
+#     return (peak * inside).sum(dim=(1, 2)) / peak.sum(dim=(1, 2))
+# ```
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def pointing_score(maps, inside):
+    # your code here
+    return torch.zeros(maps.shape[0])
+
+
+# %%
+labkit.check.pointing_score(pointing_score)
+
+# %% [markdown]
+# ### Exercise 3: how much residual?
+#
+# *Medium, 15 minutes.* Rollout takes half residual and half attention, which is a guess. Write
+# `mixed_rollout(attns, alpha)`: how much of each first token is in each last one, (images, n, n), when a share `alpha` of
+# a token is what it attends to and the rest is itself. `attns` is a list of (images, heads, n, n), the first block first;
+# the heads of a block count alike. Then look: what are the two extremes, alpha = 0 and alpha = 1?
+#
+# <details><summary>Hint 1</summary><code>alpha * attn.mean(dim=1) + (1 - alpha) * torch.eye(n)</code> mixes one block, and
+# its rows sum to 1 again.</details>
+# <details><summary>Hint 2</summary>Start with the first block; each later block multiplies from the left.</details>
 # <details><summary>Solution</summary>
 #
 # ```python
@@ -588,25 +676,53 @@ else:
 
 # %% tags=["exercise"]
 def mixed_rollout(attns, alpha):
-    return torch.zeros_like(attns[0].mean(dim=1))  # your code here
+    # your code here
+    return torch.ones_like(attns[0][:, 0])
 
 
 # %%
-answer = mixed_rollout(attns, 0.5)
-if not answer.any():
-    print("Not started yet.")
-elif (answer - explain.rollout_matrix(attns)).abs().max() < 1e-4:
-    print("Right: with a half it is the package's rollout.")
-elif (answer - explain.rollout_matrix(attns[::-1])).abs().max() < 1e-4:
-    print("Almost: the later block multiplies from the left.")
-else:
-    print(f"Not yet: rows sum to 1 up to {row_error(answer):.2f}.")
+labkit.check.mixed_rollout(mixed_rollout)
 
 # %% [markdown]
-# ### Exercise 3: beat the controls
+# ### Exercise 4: relevance
 #
-# *Hard, 20 minutes.* Write your own explanation, `my_map(network, pictures)`, which returns (images, rows, columns). You may use
-# everything in `labkit.explain`, the trace, the gradient of the images. Does it beat the controls, and does it beat relevance?
+# *Hard, 20 minutes.* Write `relevance_flow(attns, gradients)`: the relevance R, (images, n, n), of each first token
+# (columns) to each last one (rows). At the start every token is relevant to itself alone, R = I. Each block then adds to
+# R what R gives when it is passed along the attention that helps: attention times gradient, where that is positive, as
+# the mean over the heads. Both lists hold (images, heads, n, n), the first block first.
+#
+# <details><summary>Hint 1</summary><code>(attn * gradient).clamp(min=0)</code> is what helps, head by head; the mean over
+# the heads comes after it.</details>
+# <details><summary>Hint 2</summary>Start with the identity and add: <code>total = total + helps @ total</code>, from the
+# first block to the last.</details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def relevance_flow(attns, gradients):
+#     total = torch.eye(attns[0].shape[-1])
+#     for attn, gradient in zip(attns, gradients):
+#         total = total + (attn * gradient).clamp(min=0).mean(dim=1) @ total
+#     return total
+# ```
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def relevance_flow(attns, gradients):
+    # your code here
+    return torch.ones_like(attns[0][:, 0])
+
+
+# %%
+labkit.check.relevance_flow(relevance_flow)
+
+# %% [markdown]
+# ### Exercise 5: beat the controls
+#
+# *Hard, 20 minutes.* This one is open: there is no single right answer, so it shows what your map is worth. Write your own
+# explanation, `my_map(network, pictures)`, which returns (images, rows, columns). You may use everything in
+# `labkit.explain`, the trace, the gradient of the images. Does it beat the controls, and does it beat relevance?
 #
 # <details><summary>Hint 1</summary>Relevance and class attention make different mistakes.</details>
 # <details><summary>Hint 2</summary>Scale two maps to the same sum and multiply or add them.</details>
@@ -656,5 +772,6 @@ for paper in (
 # %% [markdown]
 # ## Next
 #
-# You can see now what a model looks at, and you know what that is worth. The lessons to come take tokens and bits away, and
-# you will watch where they go. Back to the [overview](00_start_here.ipynb).
+# You can see now what a model looks at, and you know what that is worth. Looking at every pair costs n²:
+# [06 Cheaper attention](06_cheaper_attention.ipynb) asks what else would do, and [07](07_token_pruning.ipynb) and
+# [08](08_token_merging.ipynb) take the tokens away that are not needed. Back to the [overview](00_start_here.ipynb).

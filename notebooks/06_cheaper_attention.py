@@ -172,8 +172,14 @@ for name, found in exact.items():
 # The queries, keys and values of a trained block, and each dial turned from exact to cheap. The error is that of the output,
 # relative to its size. The control keeps random pairs; a method must beat it to have understood anything.
 #
-# > **Predict.** At a quarter of the pairs: which loses least, a window, the best links of each query, a coarse map refined
-# > where it matters, or landmarks? And the random pairs?
+# > **Predict.** Four methods and a control, at a quarter of the pairs. Is a window much better than random pairs?
+
+# %%
+labkit.predict(
+    "06 a quarter",
+    "At a quarter of the pairs, which loses least?",
+    options=["window", "best links", "coarse and fine", "landmarks", "random pairs (control)"],
+)
 
 
 # %%
@@ -210,19 +216,32 @@ labkit.figure(
 # %%
 assert at_quarter["best links"] == min(at_quarter.values())
 assert at_quarter["best links"] < 0.5 * at_quarter["random pairs (control)"]
+assert at_quarter["window"] > 0.8 * at_quarter["random pairs (control)"]
 best = sorted(at_quarter, key=at_quarter.get)
 print(f"At a quarter, least loss first: {', '.join(best)}.")
 
+# %%
+labkit.reveal("06 a quarter", best[0])
+
 # %% [markdown]
-# The best links of each query win, and they are a cheat: to find them, *all* scores were computed. That is the bound that
-# a cheap predictor ("Sparsifiner", 2023), a coarse map or a region's mean tries to reach.
+# The best links of each query win, and they are a cheat: to find them, *all* scores were computed. A window loses nearly
+# as much as random pairs, since this block looks far (see its *reach* above). The best links are the bound that a cheap
+# predictor ("Sparsifiner", 2023), a coarse map or a region's mean tries to reach.
 #
 # ### The law, and where lines cross
 #
-# Softmax attention pays 2 n² d for its pairs, linear attention 2 n d²/h. They cross at n = d/h: the width of one head.
+# Softmax attention pays 2 n² d for its pairs, linear attention in h heads 2 n d²/h.
 #
-# > **Predict.** d = 64 in 4 heads. From how many tokens on has linear attention fewer multiply-accumulates? And windows of
-# > 4 × 4? On the clock, against the fused kernel: the same?
+# > **Predict.** At few tokens softmax attention is cheaper, at many linear attention. And on the clock, against the fused
+# > kernel: is it the same number of tokens?
+
+# %%
+labkit.predict(
+    "06 crossing",
+    "d = 64 in 4 heads. From how many tokens on does linear attention have no more multiply-accumulates?",
+    number=64,
+    unit="tokens",
+)
 
 # %%
 sides = (4, 8, 16, 32, 64)
@@ -242,8 +261,12 @@ crossing = next(m for m in range(1, 400) if line.cost((1, m), 64, 4).macs <= sof
 assert crossing == 64 // 4
 print(f"Linear attention in 4 heads of 16 is no dearer from {crossing} tokens on: the width of a head.")
 
+# %%
+labkit.reveal("06 crossing", crossing)
+
 # %% [markdown]
-# That was the law. The clock was asked for every mixer of the gallery in its fastest form, against torch's fused kernel, in turns:
+# The lines cross at n = d/h, the width of one head. That was the law. The clock was asked for every mixer of the gallery
+# in its fastest form, against torch's fused kernel, in turns:
 
 # %% tags=["nbval-ignore-output"]
 stored = labkit.results.load("bench-attention-time")
@@ -278,8 +301,10 @@ for m in sizes:
 # every diagonal holds one number ("UniFormer", 2022). And attention can learn it: give each head one step to look at
 # ("ConViT", 2021).
 #
-# > **Predict.** How many heads does attention need to be a 3 × 3 convolution? What do you see when the heads' positions are
-# > made sharper and sharper?
+# > **Predict.** What do you see when the heads' positions are made sharper and sharper?
+
+# %%
+labkit.predict("06 heads", "How many heads does attention need to be a 3 × 3 convolution?", number=4, unit="heads")
 
 # %%
 local = RelationAggregator(64, 4, "local", k=3).to(place)
@@ -307,6 +332,9 @@ labkit.figure(
     "everywhere, near, and at the end at nine neighbouring cells, one each.",
 )
 print("At the strongest, each of the nine heads looks at one cell of the 3 x 3: a convolution, with v as its weights.")
+
+# %%
+labkit.reveal("06 heads", len(set(sharp.argmax(dim=-1).tolist())))
 
 # %% [markdown]
 # Even the linear layers can be convolutions: a token of h·w numbers is a small picture, and a kernel as large as the
@@ -369,7 +397,18 @@ labkit.table(
 # ## 5. The result: a tournament, and what it does not show
 #
 # The same race three times as long, with 64 patches, three seeds and 25 mixers, five of which are controls that are no attention
-# at all. MLPs are widened or narrowed until all have the same number of parameters.
+# at all (no mixing, fixed random mixing, the mean of the neighbours, a depthwise convolution, a Fourier transform). MLPs
+# are widened or narrowed until all have the same number of parameters.
+#
+# > **Predict.** Attention stands at the centre of this course. Does it lead here? Commit before you look.
+
+# %%
+labkit.predict(
+    "06 controls",
+    "How many of the five controls have a worst seed that beats the best seed of multi-head attention?",
+    number=0,
+    unit="controls",
+)
 
 # %% tags=["nbval-ignore-output"]
 cup = labkit.results.load("bench-attention")
@@ -409,6 +448,9 @@ assert min(min(shares(row)) for row in by_step) > max(shares("multi-head"))
 assert max(shares("windows")) < min(shares("multi-head"))
 print(f"Every seed above every seed of multi-head attention: {', '.join(by_step)}.")
 print(f"Controls whose worst seed beats the best of multi-head attention: {', '.join(beating) or 'none'}.")
+
+# %%
+labkit.reveal("06 controls", len(beating), within=0)
 
 # %% tags=["nbval-ignore-output"]
 fig = Figure(figsize=(8.4, 4.2), layout="constrained")
@@ -464,12 +506,13 @@ labkit.figure(
 # %% [markdown]
 # ## Exercises
 #
-# Each cell below the stub says whether your function is right. The stubs run as they are.
+# The stubs run as they are. The line behind each stub says whether your function is right; if it is not, `labkit.check`
+# names the mistake, or shows the smallest case that fails. `labkit.check.same_window.hint(1)` gives the first hint.
 #
 # ### Exercise 1: who shares a window?
 #
 # *Easy, 10 minutes.* Write `same_window(h, w, size)`: an (h w, h w) boolean matrix, True where two tokens lie in the same
-# window of size × size. Tokens are counted row by row.
+# window of size × size. Tokens are counted row by row; where the grid does not divide, the last windows are smaller.
 #
 # <details><summary>Hint 1</summary>The window of the token in row r and column c is (r // size, c // size).</details>
 # <details><summary>Hint 2</summary>Give each window one number, and compare all tokens' numbers with
@@ -488,137 +531,27 @@ labkit.figure(
 
 # %% tags=["exercise"]
 def same_window(h, w, size):
-    return torch.zeros(h * w, h * w, dtype=torch.bool)  # your code here
+    # your code here
+    return torch.zeros(h * w, h * w, dtype=torch.bool)
 
 
 # %%
-answer = same_window(4, 8, 2)
-wanted = dense.among(windows.regions((4, 8), 2)).reshape(-1, 32, 32)[0]
-step = torch.arange(32)
-if not answer.any():
-    print("Not started yet.")
-elif answer.shape != wanted.shape:
-    print(f"Not yet: the shape should be {tuple(wanted.shape)}; yours is {tuple(answer.shape)}.")
-elif torch.equal(answer.bool(), wanted):
-    print("Right.")
-elif torch.equal(answer.bool(), (step // 4)[:, None] == (step // 4)[None]):
-    print("Almost: runs of four tokens in a row; a window is two wide and two high.")
-elif answer.sum() > wanted.sum():
-    print("Not yet: too many pairs; two windows need the same row of windows and the same column.")
-else:
-    print("Not yet: too few pairs; each token shares its window with four tokens, itself among them.")
+labkit.check.same_window(same_window)
 
 # %% [markdown]
-# ### Exercise 2: the other way round
+# ### Exercise 2: which one is cheapest?
 #
-# *Medium, 15 minutes.* Write `linear(a, b, v)` for features a of the queries and b of the keys, (n, f), all positive: the rows
-# of a bᵀ, each divided by its sum, times v, without ever making an n × n matrix.
-#
-# <details><summary>Hint 1</summary>(a bᵀ) v = a (bᵀ v).</details>
-# <details><summary>Hint 2</summary>The sum of row i of a bᵀ is a[i] times the sum of all keys' features.</details>
-# <details><summary>Solution</summary>
-#
-# ```python
-# def linear(a, b, v):
-#     return a @ (b.T @ v) / (a @ b.sum(dim=0))[:, None]
-# ```
-#
-# </details>
-
-
-# %% tags=["exercise"]
-def linear(a, b, v):
-    return torch.zeros_like(v)  # your code here
-
-
-# %%
-a, b, v = (torch.rand(50, width, generator=dice) for width in (8, 8, 5))
-full = a @ b.T
-answer, wanted = linear(a, b, v), full / full.sum(dim=1, keepdim=True) @ v
-held = labkit.memory.measure(linear, *(torch.rand(400, width, generator=dice) for width in (8, 8, 5))).largest
-if not answer.any():
-    print("Not started yet.")
-elif answer.shape != wanted.shape:
-    print(f"Not yet: the shape should be {tuple(wanted.shape)}; yours is {tuple(answer.shape)}.")
-elif largest(answer, wanted) < 1e-5:
-    print(
-        "Right."
-        if held < 400 * 400 * 4
-        else "Almost: right numbers, but an n x n matrix was made; sum the keys up first."
-    )
-elif largest(answer, full @ v) < 1e-4:
-    print("Almost: divide each row by its sum.")
-elif largest(answer, full / full.sum(dim=0, keepdim=True) @ v) < 1e-5:
-    print("Almost: you divided the columns by their sums; it should be the rows.")
-else:
-    print(f"Not yet: it differs by {largest(answer, wanted):.2f}.")
-
-# %% [markdown]
-# ### Exercise 3: how many blocks until everybody has met?
-#
-# *Medium, 10 minutes.* `supports` is a list of boolean (n, n) matrices, one for each block: who hears whom there. Write
-# `reaches_all(supports)`: can every token have heard, directly or through others, of every token behind the last block?
-#
-# <details><summary>Hint 1</summary>Two blocks behind each other are the product of their matrices.</details>
-# <details><summary>Hint 2</summary>Multiply them as floats and ask where the product is above zero. Every token also hears itself:
-# the residual.</details>
-# <details><summary>Solution</summary>
-#
-# ```python
-# def reaches_all(supports):
-#     reach = torch.eye(len(supports[0]))
-#     for support in supports:
-#         reach = (support.float() + torch.eye(len(support))) @ reach
-#     return bool((reach > 0).all())
-# ```
-#
-# </details>
-
-
-# %% tags=["exercise"]
-def reaches_all(supports):
-    return None  # your code here
-
-
-# %%
-near = dense.among(windows.regions((4, 4), 2)).reshape(-1, 16, 16)[0]
-far = dense.among((torch.arange(16) // 4 % 2) * 2 + torch.arange(16) % 2)  # every second row and column
-ring = torch.eye(16).roll(1, 0).bool()
-cases = [
-    ([near], False),
-    ([near, near], False),
-    ([near, far], True),
-    ([far, near], True),
-    ([ring] * 14, False),
-    ([ring] * 15, True),
-]
-answers = [reaches_all(supports) for supports, _ in cases]
-if answers[0] is None:
-    print("Not started yet.")
-elif [bool(a) for a in answers] == [truth for _, truth in cases]:
-    print("Right: windows and spread groups together reach everybody in two blocks.")
-elif not answers[5]:
-    print("Almost: a token keeps what it has heard (the residual); add the identity to each block.")
-elif answers[1]:
-    print("Almost: two blocks of the same windows never leave the window; multiply, do not add.")
-else:
-    print(
-        f"Not yet: {sum(bool(a) == truth for a, (_, truth) in zip(answers, cases, strict=True))} of 6 cases are right."
-    )
-
-# %% [markdown]
-# ### Exercise 4: where do they cross?
-#
-# *Hard, 15 minutes.* Axial attention on an h × w grid (rows, then columns) pays 2 n (h + w) d for its pairs, plain attention
-# 2 n² d, and windows of s × s 2 n s² d. Write `cheapest(h, w, s)`: "plain", "axial" or "window", the cheapest; the earlier of the three where
-# two are equal.
+# *Easy, 10 minutes.* Write `cheapest_mixer(h, w, s)`. On an h × w grid of n tokens, plain attention pays 2 n² d for its
+# pairs, axial attention (rows, then columns) 2 n (h + w) d, and windows of s × s pay 2 n s² d, where a window that is
+# larger than the grid ends at its border. Return "plain", "axial" or "window": the cheapest, and where two are equal the
+# one that is named first here.
 #
 # <details><summary>Hint 1</summary>n = h w. Divide all three by 2 n d.</details>
 # <details><summary>Hint 2</summary>Compare h w, h + w and s²; a window is never larger than the grid.</details>
 # <details><summary>Solution</summary>
 #
 # ```python
-# def cheapest(h, w, s):
+# def cheapest_mixer(h, w, s):
 #     costs = {"plain": h * w, "axial": h + w, "window": min(s, h) * min(s, w)}
 #     return min(costs, key=costs.get)
 # ```
@@ -627,27 +560,114 @@ else:
 
 
 # %% tags=["exercise"]
-def cheapest(h, w, s):
-    return ""  # your code here
+def cheapest_mixer(h, w, s):
+    # your code here
+    return ""
 
 
 # %%
-cases = {
-    (8, 8, 4): "axial",
-    (32, 32, 7): "window",
-    (2, 2, 2): "plain",
-    (1, 9, 3): "window",
-    (14, 14, 7): "axial",
-    (1, 2, 4): "plain",
-}
-answers = {case: cheapest(*case) for case in cases}
-if not any(answers.values()):
-    print("Not started yet.")
-elif answers == cases:
-    print("Right: which is cheaper depends on the grid.")
-else:
-    wrong = next(case for case in cases if answers[case] != cases[case])
-    print(f'Not yet: for h, w, s = {wrong} it is "{cases[wrong]}", not "{answers[wrong]}".')
+labkit.check.cheapest_mixer(cheapest_mixer)
+
+# %% [markdown]
+# ### Exercise 3: the other way round
+#
+# *Medium, 15 minutes.* Write `feature_attention(a, b, v)` for positive features a of the queries, (queries, f), b of the
+# keys, (keys, f), and values v, (keys, d): the rows of a bᵀ, each divided by its sum, times v, without ever making a
+# matrix of queries × keys.
+#
+# <details><summary>Hint 1</summary>(a bᵀ) v = a (bᵀ v).</details>
+# <details><summary>Hint 2</summary>The sum of row i of a bᵀ is a[i] times the sum of all keys' features.</details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def feature_attention(a, b, v):
+#     return a @ (b.T @ v) / (a @ b.sum(dim=0))[:, None]
+# ```
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def feature_attention(a, b, v):
+    # your code here
+    return torch.zeros(a.shape[0], v.shape[1])
+
+
+# %%
+labkit.check.feature_attention(feature_attention)
+
+# %% [markdown]
+# ### Exercise 4: how many blocks until everybody has met?
+#
+# *Medium, 15 minutes.* Write `blocks_until_met(supports)`. `supports` is a list of boolean (n, n) matrices, one for each
+# block: row i is True where token i hears token j. After how many blocks can every token have heard of every token,
+# directly or through others? Return 0 if that never happens. A token keeps what it has heard: the residual.
+#
+# <details><summary>Hint 1</summary>Two blocks behind each other are the product of their matrices, the later one on the
+# left.</details>
+# <details><summary>Hint 2</summary>Multiply them as floats and ask where the product is above zero. Every token also hears
+# itself: the residual.</details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def blocks_until_met(supports):
+#     reach = torch.eye(len(supports[0]))
+#     for count, support in enumerate(supports, start=1):
+#         reach = (support.float() + torch.eye(len(support))) @ reach
+#         if (reach > 0).all():
+#             return count
+#     return 0
+# ```
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def blocks_until_met(supports):
+    # your code here
+    return None
+
+
+# %%
+labkit.check.blocks_until_met(blocks_until_met)
+
+# %% [markdown]
+# ### Exercise 5: a convolution as a matrix
+#
+# *Hard, 20 minutes.* Write `convolution_matrix(kernel, h, w)`: the (h w, h w) matrix by which a k × k convolution (k is
+# odd) mixes the tokens of an h × w grid, counted row by row. The middle of the kernel lies on the query, as in torch the
+# kernel is not turned round, and what lies outside the grid counts as zero.
+#
+# <details><summary>Hint 1</summary>The query at (r, c) reads the key at (r + i - k // 2, c + j - k // 2) with the weight
+# <code>kernel[i, j]</code>.</details>
+# <details><summary>Hint 2</summary>Four loops are fine: over r, c, i, j. Leave out keys outside the grid; token (r, c)
+# has the number r w + c.</details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def convolution_matrix(kernel, h, w):
+#     matrix, half = torch.zeros(h * w, h * w), len(kernel) // 2
+#     for r in range(h):
+#         for c in range(w):
+#             for i in range(len(kernel)):
+#                 for j in range(len(kernel)):
+#                     y, x = r + i - half, c + j - half
+#                     if 0 <= y < h and 0 <= x < w:
+#                         matrix[r * w + c, y * w + x] = kernel[i, j]
+#     return matrix
+# ```
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def convolution_matrix(kernel, h, w):
+    # your code here
+    return torch.zeros(h * w, h * w)
+
+
+# %%
+labkit.check.convolution_matrix(convolution_matrix)
 
 # %% [markdown]
 # ## Papers

@@ -105,9 +105,17 @@ print(f"The object touches {(covered > 0).sum(dim=1).double().mean():.0f} of the
 labkit.show(tokens.Keep)
 
 # %% [markdown]
-# > **Predict.** Our model drops patches behind its attention in the second block (block 1; we count from 0). How often is it
-# > right without any background? And when the background goes already at the *entry*, in front of the first block? And
-# > when everything stays but half of the object's own patches?
+# > **Predict.** Our model drops patches behind its attention in the second block (block 1; we count from 0). Commit a number for the
+# > first case. And when the background goes already at the *entry*, in front of the first block? And when everything stays but
+# > half of the object's own patches?
+
+# %%
+labkit.predict(
+    "07 no background",
+    "How often is it right without any background, dropped behind block 1?",
+    number=50,
+    unit="% right",
+)
 
 
 # %%
@@ -163,6 +171,9 @@ print(
 )
 print(f"Half of the object: {hurt[0.5]:.0%} with all background, {blind[0.5]:.0%} with half of it.")
 
+# %%
+labkit.reveal("07 no background", round(100 * late[0.0]))
+
 # %% [markdown]
 # Three answers. Behind the second block the background is *not needed*: all of it can go. At the entry it is, or some of it is.
 # And the last two curves lie close together: what hurts is losing the object, whatever happens around it.
@@ -186,8 +197,14 @@ print(f"Half of the object: {hurt[0.5]:.0%} with all background, {blind[0.5]:.0%
 labkit.show(tokens.fuse.fuse)
 
 # %% [markdown]
-# > **Predict.** Thirteen patches are kept at the entry, by the true mask, and the other 51 are one token: their mean. Without that token
-# > the model is right in about three of four images. With it? And does it help if dice choose the thirteen?
+# > **Predict.** Thirteen patches are kept at the entry, by the true mask, and the other 51 become one token: their mean. What is it
+# > worth? And does it help if dice choose the thirteen?
+
+# %%
+worth = ["next to nothing", "some of the loss", "nearly all of the loss"]
+labkit.predict(
+    "07 one token for the rest", "In place of dropping the 51, their mean as one token wins back:", options=worth
+)
 
 
 # %%
@@ -239,6 +256,10 @@ flat = rest["flat patches go, at the entry"]
 assert share(rest["dice, at the entry"][0]) + 0.02 < share(flat[0]) and share(flat[1]) < share(melted) - 0.1
 print(f"The object and one token for all else: {share(melted):.0%}, as good as the whole image ({share(full):.0%}).")
 
+# %%
+back = (share(melted) - share(gone)) / (share(full) - share(gone))  # the part of the loss that is won back
+labkit.reveal("07 one token for the rest", worth[(back > 0.2) + (back > 0.8)])
+
 # %% [markdown]
 # So the answer to the title: *yes, but one token of it is enough*. What the first two blocks miss is no single patch
 # and no place: the mean of 51 patches, attended to as 51, does as well. Behind block 1 it is worth
@@ -256,7 +277,21 @@ print(f"The object and one token for all else: {share(melted):.0%}, as good as t
 # 2023: a token matters if tokens that matter look at it); the norm of the key; and *away from the crowd*, high for
 # patches whose key is like few others.
 #
-# > **Predict.** We keep 30%. Which score recalls most of the object behind block 1? And one block later: the same?
+# > **Predict.** We keep 30%. Which score names most images right behind block 1? And one block later: the same?
+
+# %%
+labkit.predict(
+    "07 best score in block 1",
+    "Keeping 30 % behind block 1, which score is right most often?",
+    options=[
+        "class attention",
+        "class attention × value",
+        "attention received",
+        "PageRank of attention",
+        "norm of the key",
+        "away from the crowd",
+    ],
+)
 
 # %%
 scores = {
@@ -324,6 +359,9 @@ best = [max(scores, key=found.get) for found in (early, late)]
 print(f"Best score behind block 1: {best[0]}; behind block 2: {best[1]}.")
 print(f"Class attention: {early['class attention']:.0%} behind block 1, {late['class attention']:.0%} behind block 2.")
 print(f"The norm of the key: {early['norm of the key']:.0%}, then {late['norm of the key']:.0%}.")
+
+# %%
+labkit.reveal("07 best score in block 1", best[0])
 
 # %% [markdown]
 # *Recall* is the share of the object's patches that are still in a token of their own kind, and right answers follow it. But no
@@ -602,7 +640,10 @@ print("Object recall:", ", ".join(f"{name} {recall.nanmean():.0%}" for name, (_,
 # Everything at once: one cut behind block 2, from mild to harsh, the true mask above and three controls below. Dice are thrown five times; the
 # band is from the worst to the best throw.
 #
-# > **Predict.** At 90%, how many points are class attention and dice apart? At 20%? Where does *the middle* lie, which never looks?
+# > **Predict.** How far is class attention ahead of dice at 90%? At 20%? Where does *the middle* lie, which never looks?
+
+# %%
+labkit.predict("07 ahead of dice", "At 90 % kept, how far is class attention ahead of dice?", number=20, unit="points")
 
 # %% tags=["nbval-ignore-output"]
 keeps = (0.9, 0.6, 0.2)
@@ -669,6 +710,9 @@ print(
     f"Without the 10% most attended: {lines['least attended'][0]:.0%}. Without 40% by dice: {throws[:, 1].mean():.0f}%."
 )
 print(f"For comparison: the interval of 95% measured on {len(test)} images is {100 * (high - low):.0f} points wide.")
+
+# %%
+labkit.reveal("07 ahead of dice", round(gaps[0].mean().item()), within=2)
 
 # %% [markdown]
 # At 90% the whole benefit of a method over dice is no wider than the interval of a small test set; at 60% and below nobody can
@@ -750,19 +794,49 @@ labkit.table(
 # %% [markdown]
 # ## Exercises
 #
-# Each cell below the stub says whether your function is right. The stubs run as they are.
+# The line below each stub judges your function: `labkit.check` tries it on small cases, shows the smallest that fails and names
+# the mistake. `labkit.check.class_scores.hint(1)` says a little, `hint(2)` more. The stubs run as they are.
 #
-# ### Exercise 1: keep the best, in order
+# ### Exercise 1: a score that costs nothing
 #
-# *Easy, 10 minutes.* Write `best(scores, count)`: of one image's scores (patches,), the places of the `count` highest, *in the
-# order of the image*. Of equal scores the earlier wins.
+# *Easy, 5 minutes.* Write `class_scores(attn, prefix)`: from attention (images, heads, tokens, tokens), how much the
+# class token looks at each patch, the mean over heads: (images, patches). The first `prefix` tokens are no patches.
 #
-# <details><summary>Hint 1</summary><code>argsort(descending=True, stable=True)</code> puts the earlier of equals first.</details>
+# <details><summary>Hint 1</summary>Row i of attn[image, head] says where token i looks; the class token is token
+# 0.</details>
+# <details><summary>Hint 2</summary><code>attn.mean(dim=1)</code> is the mean over heads; the patches come behind the
+# first <code>prefix</code> tokens.</details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def class_scores(attn, prefix):
+#     return attn.mean(dim=1)[:, 0, prefix:]
+# ```
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def class_scores(attn, prefix):
+    return torch.zeros(attn.shape[0], attn.shape[-1] - prefix)  # your code here
+
+
+# %%
+labkit.check.class_scores(class_scores)
+
+# %% [markdown]
+# ### Exercise 2: keep the best, in order
+#
+# *Easy, 10 minutes.* Write `best_in_order(scores, count)`: of one image's scores (patches,), the places of the
+# `count` highest, in the order of the image. Of equal scores the earlier wins.
+#
+# <details><summary>Hint 1</summary><code>argsort(descending=True, stable=True)</code> puts the earlier of equals
+# first.</details>
 # <details><summary>Hint 2</summary>Take the first <code>count</code> of them, and sort the places again.</details>
 # <details><summary>Solution</summary>
 #
 # ```python
-# def best(scores, count):
+# def best_in_order(scores, count):
 #     return scores.argsort(descending=True, stable=True)[:count].sort().values
 # ```
 #
@@ -770,37 +844,27 @@ labkit.table(
 
 
 # %% tags=["exercise"]
-def best(scores, count):
+def best_in_order(scores, count):
     return torch.zeros(count, dtype=torch.long)  # your code here
 
 
 # %%
-sample = torch.tensor([0.1, 0.5, 0.2, 0.5, 0.0, 0.2])
-answer = best(sample, 3).tolist()
-if answer == [0, 0, 0]:
-    print("Not started yet.")
-elif answer == [1, 2, 3]:
-    print("Right.")
-elif answer == [1, 3, 2]:
-    print("Almost: these are the best, but not in the order of the image; sort the places.")
-elif sorted(answer) == [1, 3, 5]:
-    print("Almost: of the two that have 0.2 the earlier should stay; ask for a stable sort.")
-else:
-    print(f"Not yet: expected [1, 2, 3], got {answer}.")
+labkit.check.best_in_order(best_in_order)
 
 # %% [markdown]
-# ### Exercise 2: fuse the rest
+# ### Exercise 3: fuse the rest
 #
-# *Medium, 15 minutes.* Write `fused(x, scores, count)` for one image: x is (patches, d), the scores are positive. The `count`
-# best stay, in order, and behind them comes one token more: the mean of the others, *weighted by their scores*.
+# *Medium, 15 minutes.* Write `fuse_the_rest(x, scores, count)` for one image: x is (patches, d), the scores are
+# positive. The `count` best stay, in order, and behind them comes one token more: the mean of the others, weighted by
+# their scores.
 #
 # <details><summary>Hint 1</summary>A boolean mask of who stays: zeros, and True at the places of the best.</details>
-# <details><summary>Hint 2</summary>The weights of the others must sum to 1:
-# <code>w = scores[~stays] / scores[~stays].sum()</code>.</details>
+# <details><summary>Hint 2</summary>The weights of the others must sum to 1: <code>w = scores[~stays] /
+# scores[~stays].sum()</code>.</details>
 # <details><summary>Solution</summary>
 #
 # ```python
-# def fused(x, scores, count):
+# def fuse_the_rest(x, scores, count):
 #     stays = torch.zeros(len(x), dtype=torch.bool)
 #     stays[scores.argsort(descending=True, stable=True)[:count]] = True
 #     weight = scores[~stays] / scores[~stays].sum()
@@ -811,42 +875,25 @@ else:
 
 
 # %% tags=["exercise"]
-def fused(x, scores, count):
+def fuse_the_rest(x, scores, count):
     return torch.zeros(count + 1, x.shape[1])  # your code here
 
 
 # %%
-x, marks = torch.rand(9, 4, generator=dice), torch.rand(9, generator=dice)
-groups = tokens.fuse.fuse(marks[None], 3, 0)
-answer, wanted = fused(x, marks, 3), groups.mean(x[None])[0]
-others = groups.home[0] == 3
-if not answer.any():
-    print("Not started yet.")
-elif answer.shape != wanted.shape:
-    print(f"Not yet: the shape should be {tuple(wanted.shape)}; yours is {tuple(answer.shape)}.")
-elif torch.allclose(answer, wanted, atol=1e-5):
-    print("Right.")
-elif not torch.allclose(answer[:-1], wanted[:-1], atol=1e-5):
-    print("Not yet: the tokens that stay should be the three best, in the order of the image.")
-elif torch.allclose(answer[-1], x[others].mean(dim=0), atol=1e-5):
-    print("Almost: weigh the others by their scores.")
-elif torch.allclose(answer[-1], marks[others] @ x[others], atol=1e-5):
-    print("Almost: divide by the sum of their scores, so that the token does not shrink.")
-else:
-    print("Not yet: the last token should be the weighted mean of all that do not stay.")
+labkit.check.fuse_the_rest(fuse_the_rest)
 
 # %% [markdown]
-# ### Exercise 3: how many are enough?
+# ### Exercise 4: how many are enough?
 #
-# *Medium, 15 minutes.* Write `enough(scores, part)`: how many of the highest scores it takes to get at least the share `part` of
-# their sum. An image always keeps one.
+# *Medium, 15 minutes.* Write `fewest_patches(scores, part)`: how many of one image's highest scores (patches,) it
+# takes to get at least the share `part` of their sum. An image always keeps one.
 #
 # <details><summary>Hint 1</summary>Sort falling, and sum up with <code>cumsum</code>.</details>
-# <details><summary>Hint 2</summary>A patch is needed while the sum of those <i>before</i> it is below the share.</details>
+# <details><summary>Hint 2</summary>A patch is needed while the sum of those before it is below the share.</details>
 # <details><summary>Solution</summary>
 #
 # ```python
-# def enough(scores, part):
+# def fewest_patches(scores, part):
 #     falling = scores.sort(descending=True).values
 #     before = falling.cumsum(dim=0) - falling
 #     return max(1, int((before < part * falling.sum()).sum()))
@@ -856,45 +903,27 @@ else:
 
 
 # %% tags=["exercise"]
-def enough(scores, part):
+def fewest_patches(scores, part):
     return 0  # your code here
 
 
 # %%
-cases = [
-    ([8.0, 4, 2, 1, 1], 0.5),
-    ([1.0, 1, 1, 1], 0.6),
-    ([1.0, 4, 8, 1, 2], 0.75),
-    ([4.0, 3, 2, 1], 0.01),
-    ([1.0, 3], 1.0),
-]
-answers = [int(enough(torch.tensor(values), part)) for values, part in cases]
-wanted = [int(tokens.adaptive.fewest(torch.tensor([values]), part).sum()) for values, part in cases]
-if not any(answers):
-    print("Not started yet.")
-elif answers == wanted:
-    print("Right.")
-elif all(a in (b, b - 1) for a, b in zip(answers, wanted, strict=True)):
-    print("Almost: one too few; the patch with which the share is reached must stay as well.")
-elif all(a in (b, b + 1) for a, b in zip(answers, wanted, strict=True)):
-    print("Almost: sometimes one too many; who comes after the share is reached is not needed.")
-elif answers[2] != wanted[2] and answers[0] == wanted[0]:
-    print("Almost: sort first; the scores come in the order of the image.")
-else:
-    print(f"Not yet: expected {wanted}, got {answers}.")
+labkit.check.fewest_patches(fewest_patches)
 
 # %% [markdown]
-# ### Exercise 4: a jump with a gradient
+# ### Exercise 5: a jump with a gradient
 #
-# *Hard, 15 minutes.* Write `decide(logits)`: forward exactly 1 where a logit is above 0 and exactly 0 elsewhere; backward the gradient of
-# the sigmoid.
+# *Hard, 15 minutes.* Write `straight_through(logits)`: forward exactly 1 where a logit is above 0 and exactly 0
+# elsewhere; backward the gradient of the sigmoid.
 #
-# <details><summary>Hint 1</summary><code>hard + something</code>, whose value is 0 but whose gradient is that of the sigmoid.</details>
-# <details><summary>Hint 2</summary><code>soft - soft.detach()</code> is 0, and only one of the two has a gradient.</details>
+# <details><summary>Hint 1</summary><code>hard + something</code>, whose value is 0 but whose gradient is that of the
+# sigmoid.</details>
+# <details><summary>Hint 2</summary><code>soft - soft.detach()</code> is 0, and only one of the two has a
+# gradient.</details>
 # <details><summary>Solution</summary>
 #
 # ```python
-# def decide(logits):
+# def straight_through(logits):
 #     soft = logits.sigmoid()
 #     return (logits > 0).float() + (soft - soft.detach())
 # ```
@@ -903,30 +932,17 @@ else:
 
 
 # %% tags=["exercise"]
-def decide(logits):
+def straight_through(logits):
     return logits * 0  # your code here
 
 
 # %%
-logits = torch.randn(50, generator=dice).requires_grad_()
-answer = decide(logits)
-gradient = torch.autograd.grad(answer.sum(), logits)[0] if answer.requires_grad else None
-soft = logits.detach().sigmoid()
-if gradient is not None and not answer.any() and not gradient.any():
-    print("Not started yet.")
-elif gradient is None or not gradient.any():
-    print("Not yet: no gradient reaches the logits; a comparison has none.")
-elif not torch.allclose(answer, (logits > 0).float()):
-    print("Not yet: forward it should be exactly 0 or 1.")
-elif torch.allclose(gradient, soft * (1 - soft), atol=1e-5):
-    print("Right.")
-else:
-    print("Almost: forward it is right; backward it should be the gradient of the sigmoid, soft * (1 - soft).")
+labkit.check.straight_through(straight_through)
 
 # %% [markdown]
-# ### Exercise 5: beat the class token
+# ### Exercise 6: beat the class token
 #
-# *Hard, 20 minutes.* Behind block 1 class attention is poor. Write `my_score(evidence, prefix)`: (images, patches), high for those
+# *Hard, 20 minutes, and open: there is no one right answer.* Behind block 1 class attention is poor. Write `my_score(evidence, prefix)`: (images, patches), high for those
 # that should stay. You may read `evidence.q`, `.k`, `.v`, (images, heads, tokens, width), `evidence.attention()`, and everything in
 # `labkit.tokens.score`; but no mask. Do you beat *away from the crowd*, too?
 #

@@ -110,7 +110,14 @@ labkit.show(log_sizes)
 # the model: then two equal patches are two equal tokens, in every block.
 #
 # > **Predict.** 64 tokens, 32 pairs of twins. We merge 8, 16 or all 32 pairs in the first block. How far will the logits be
-# > off: with log s? Without? And is *without* worst when all 32 pairs are merged?
+# > off with log s? And without it:
+
+# %%
+labkit.predict(
+    "08 without log s",
+    "Without log s, with how many merged pairs are the logits off most?",
+    options=["all 32 pairs", "16 of 32 pairs", "8 of 32 pairs", "all alike"],
+)
 
 
 # %%
@@ -150,6 +157,12 @@ with torch.inference_mode():
 assert nobody <= 1e-5
 print("Merging 0 pairs is the plain model.")
 print("With log s all three are equal to five digits: half of the tokens, and no answer changes.")
+
+# %%
+off = {pairs: row["without"] for pairs, row in rows.items()}
+worst = max(off, key=off.get)
+alike = max(off.values()) < 1.1 * min(off.values())
+labkit.reveal("08 without log s", "all alike" if alike else "all 32 pairs" if worst == 32 else f"{worst} of 32 pairs")
 
 # %% [markdown]
 # Without log s the error is *largest in the middle*: when all patches are doubled, all are wronged alike, and only the class
@@ -362,7 +375,14 @@ labkit.show(energy_score)
 # The controls: **random pairs**, and a **lower resolution** (the 64 patch tokens shrunk to a grid of 6 × 6, by cosines of low
 # frequency): nobody looks at the image there.
 #
-# > **Predict.** Put them in order. Which is nearer to the full model: the centres of crowds, or the loners?
+# > **Predict.** Put them in order, controls and all. And the two that choose centres in opposite ways:
+
+# %%
+labkit.predict(
+    "08 crowds or loners",
+    "Which centres name more images right: density peaks (the middles of crowds) or farthest first (the loners)?",
+    options=["density peaks", "farthest first", "cannot be told apart"],
+)
 
 
 # %%
@@ -476,6 +496,13 @@ for less, more in pairwise(steps_of):
     print(f"From {less} to {more}: {gain:+.1f} points ({low:.1f} to {high:.1f}).")
 print("Random pairs, thrown", throws, "times:", ", ".join(f"{share(row):.0%}" for row in chance))
 
+# %%
+_, low, high = paired_difference(found["farthest first"]["right"], found["density peaks"]["right"])
+labkit.reveal(
+    "08 crowds or loners",
+    "farthest first" if low > 0 else "density peaks" if high < 0 else "cannot be told apart",
+)
+
 # %% [markdown]
 # Three things to take home:
 #
@@ -510,7 +537,14 @@ assert far["farthest first"] < far["k-medoids"] <= far["density peaks"] + 1e-6
 # ("Scalable Vision Transformers with Hierarchical Pooling", 2021), *slimming* by a learned softmax ("Self-slimmed Vision
 # Transformer", 2021), and *re-activation*, which rescales the token that moves ("PYRA", 2024).
 #
-# > **Predict.** One of the three is exactly plain merging before it is trained. Which?
+# > **Predict.** One of the three is exactly plain merging before it is trained.
+
+# %%
+labkit.predict(
+    "08 plain before training",
+    "Untrained, which of the three is plain merging?",
+    options=["max pooling", "slimming", "re-activation"],
+)
 
 # %%
 torch.manual_seed(seed)
@@ -525,17 +559,26 @@ for name, reducer in untrained.items():
     print(f"{name}, 64 to 32 in block {late}, untrained: {right(tokens.attach(net, reducer, [late])):.0%} right.")
 with torch.inference_mode():
     few = test.images[:50]
-    same = error(*(tokens.attach(net, untrained[name], [late])(few) for name in ("re-activation", "similar keys")))
-assert same < 1e-5
+    plain = tokens.attach(net, untrained["similar keys"], [late])(few)
+    off = {name: error(tokens.attach(net, way, [late])(few), plain) for name, way in untrained.items()}
+assert off["re-activation"] < 1e-5
 print("Re-activation begins as plain merging, to five digits.")
+
+# %%
+labkit.reveal("08 plain before training", min(("max pooling", "slimming", "re-activation"), key=off.get))
 
 # %% [markdown]
 # ## 4. Which block, and how many?
 #
 # Merging early saves more, because every later block has fewer tokens. But early tokens know little.
 #
-# > **Predict.** Half of the patches are merged in a single block. In which block does it cost most? Does that depend on the
-# > rule?
+# > **Predict.** Half of the patches are merged in a single block. Where does it cost most? Does that depend on the rule?
+
+# %%
+blocks = ["the last: its tokens know most", "one between", "the first: its tokens know least"]
+labkit.predict(
+    "08 costliest block", "Similar keys, one way: in which block does merging half cost most?", options=blocks
+)
 
 # %%
 halves = {
@@ -565,6 +608,10 @@ labkit.figure(
 )
 assert by_block["similar keys, one way"][-1] > by_block["similar keys, one way"][0] + 0.1
 assert min(by_block["similar tokens, both ways"]) > by_block["similar keys, one way"][0]
+
+# %%
+costliest = min(early, key=by_block["similar keys, one way"].__getitem__)
+labkit.reveal("08 costliest block", blocks[2 if costliest == early[0] else 0 if costliest == early[-1] else 1])
 
 # %% [markdown]
 # Instead of one hard cut, a few pairs in every block: the same number each (*constant*), or many at first and none at the end
@@ -871,19 +918,20 @@ print(stored.caption())
 #
 # ## Exercises
 #
-# Each cell below the stub says whether your function is right. The stubs run as they are.
+# The line below each stub judges your function: `labkit.check` tries it on small cases, shows the smallest that fails and names
+# the mistake. `labkit.check.attend_by_size.hint(1)` says a little, `hint(2)` more. The stubs run as they are.
 #
 # ### Exercise 1: count the twins
 #
-# *Easy, 10 minutes.* Write `attend(q, k, v, sizes)`: softmax attention of queries q (m, d) to keys k (n, d) with values v (n,
-# e), where key i stands for sizes[i] equal ones. Divide the scores by √d.
+# *Easy, 10 minutes.* Write `attend_by_size(q, k, v, sizes)`: softmax attention of queries q (m, d) to keys k (n, d)
+# with values v (n, e), where key i stands for sizes[i] equal ones. Divide the scores by √d.
 #
 # <details><summary>Hint 1</summary>Equal keys pay equal amounts into the softmax: sizes[i] · e^score.</details>
 # <details><summary>Hint 2</summary>Add <code>sizes.log()</code> to every row of scores, then softmax.</details>
 # <details><summary>Solution</summary>
 #
 # ```python
-# def attend(q, k, v, sizes):
+# def attend_by_size(q, k, v, sizes):
 #     return (q @ k.T / k.shape[1] ** 0.5 + sizes.log()).softmax(dim=-1) @ v
 # ```
 #
@@ -891,37 +939,21 @@ print(stored.caption())
 
 
 # %% tags=["exercise"]
-def attend(q, k, v, sizes):
+def attend_by_size(q, k, v, sizes):
     return torch.zeros(len(q), v.shape[1])  # your code here
 
 
 # %%
-q, k, v = (torch.randn(m, 8, generator=dice) for m in (5, 6, 6))
-sizes = torch.tensor([1.0, 2.0, 1.0, 4.0, 1.0, 3.0])
-often = sizes.long()
-wanted = F.scaled_dot_product_attention(q, k.repeat_interleave(often, 0), v.repeat_interleave(often, 0))
-scores = q @ k.T / 8**0.5
-answer = attend(q, k, v, sizes)
-if not answer.any():
-    print("Not started yet.")
-elif answer.shape != wanted.shape:
-    print(f"Not yet: the shape should be {tuple(wanted.shape)}; yours is {tuple(answer.shape)}.")
-elif (answer - wanted).abs().max() < 1e-5:
-    print("Right: as if every key stood there as often as it counts.")
-elif (answer - scores.softmax(dim=-1) @ v).abs().max() < 1e-5:
-    print("Almost: that is attention to each key once; the sizes are missing.")
-elif (answer - (scores + sizes).softmax(dim=-1) @ v).abs().max() < 1e-5:
-    print("Almost: add the logarithm of the sizes, not the sizes.")
-else:
-    print(f"Not yet: it differs by {(answer - wanted).abs().max():.2f}.")
+labkit.check.attend_by_size(attend_by_size)
 
 # %% [markdown]
 # ### Exercise 2: the proposals
 #
-# *Medium, 15 minutes.* Write `partners(x)` for tokens x (n, d): for each even token (0, 2, 4, …), the number of the odd token
-# that is most like it, by cosine.
+# *Medium, 15 minutes.* Write `partners(x)` for tokens x (n, d): for each even token (0, 2, 4, …), the number of the
+# odd token that is most like it, by cosine.
 #
-# <details><summary>Hint 1</summary><code>F.normalize(x, dim=-1)</code> makes every row as long as 1; then cosines are products.</details>
+# <details><summary>Hint 1</summary><code>F.normalize(x, dim=-1)</code> makes every row as long as 1; then cosines are
+# products.</details>
 # <details><summary>Hint 2</summary>In <code>x[::2] @ x[1::2].T</code>, column j is token 2j + 1.</details>
 # <details><summary>Solution</summary>
 #
@@ -940,27 +972,44 @@ def partners(x):
 
 
 # %%
-x = torch.randn(20, 6, generator=dice) * torch.rand(20, 1, generator=dice)
-unit = F.normalize(x, dim=-1)
-columns = propose(unit[None, ::2] @ unit[None, 1::2].transpose(1, 2), 10)
-wanted = torch.zeros(10, dtype=torch.long).scatter(0, columns[0][0], 2 * columns[1][0] + 1)
-answer = partners(x)
-if not answer.any():
-    print("Not started yet.")
-elif torch.equal(answer, wanted):
-    print("Right.")
-elif torch.equal(answer, (wanted - 1) // 2):
-    print("Almost: that is the number of the column; column j is token 2j + 1.")
-elif torch.equal(answer, 2 * (x[::2] @ x[1::2].T).argmax(dim=1) + 1):
-    print("Almost: a long token wins every product; normalise first.")
-else:
-    print(f"Not yet: {int((answer == wanted).sum())} of 10 are right.")
+labkit.check.partners(partners)
 
 # %% [markdown]
-# ### Exercise 3: give it back
+# ### Exercise 3: a mean that remembers
 #
-# *Medium, 10 minutes.* Two blocks have merged. `first` (n,) says for each patch which token it went into, `second` (m,) the
-# same for those m tokens. Write `give_back(x, first, second)`: the token of x (k, d) for every patch, (n, d).
+# *Medium, 15 minutes.* Write `merge_by_size(x, sizes, home, count)`: token i of x (n, d) stands for sizes[i] patches
+# and goes into the new token home[i]. Return the `count` new tokens (count, d), each the mean of all patches that it
+# stands for, and their sizes (count,).
+#
+# <details><summary>Hint 1</summary><code>torch.zeros(count).index_add(0, home, sizes)</code> adds up the sizes of
+# those that share a home.</details>
+# <details><summary>Hint 2</summary>Add up x times its sizes in the same way, and divide by the new sizes.</details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def merge_by_size(x, sizes, home, count):
+#     new = torch.zeros(count).index_add(0, home, sizes)
+#     total = torch.zeros(count, x.shape[1]).index_add(0, home, x * sizes[:, None])
+#     return total / new[:, None], new
+# ```
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def merge_by_size(x, sizes, home, count):
+    return torch.zeros(count, x.shape[1]), torch.zeros(count)  # your code here
+
+
+# %%
+labkit.check.merge_by_size(merge_by_size)
+
+# %% [markdown]
+# ### Exercise 4: give it back
+#
+# *Medium, 10 minutes.* Two blocks have merged. `first` (n,) says for each patch which token it went into, `second`
+# (m,) the same for those m tokens. Write `give_back(x, first, second)`: the token of x (k, d) for every patch, (n,
+# d).
 #
 # <details><summary>Hint 1</summary><code>x[second]</code> has a row for each of the m tokens.</details>
 # <details><summary>Hint 2</summary>Undo the last merge first.</details>
@@ -980,34 +1029,21 @@ def give_back(x, first, second):
 
 
 # %%
-with torch.inference_mode():
-    seen = tokens.attach(net, MergeByCriteria(16, both), [0, 1]).observe(test.images[:1])
-homes = [step.how.home[0].cpu() for step in seen.steps[:2]]
-x = torch.randn(int(homes[1].max()) + 1, 4, generator=dice)
-answer, wanted = give_back(x, *homes), x[homes[1]][homes[0]]
-if not answer.any():
-    print("Not started yet.")
-elif answer.shape != wanted.shape:
-    print(f"Not yet: the shape should be {tuple(wanted.shape)}; yours is {tuple(answer.shape)}.")
-elif torch.equal(answer, wanted):
-    print("Right.")
-elif torch.equal(answer, x[homes[1][: len(x)]][homes[0].clamp(max=len(x) - 1)]):
-    print("Almost: undo the second merge in full before the first.")
-else:
-    print("Not yet: undo the second merge, then the first.")
+labkit.check.give_back(give_back)
 
 # %% [markdown]
-# ### Exercise 4: how many are left?
+# ### Exercise 5: how many are left?
 #
-# *Medium, 10 minutes.* Write `left(patches, amounts)`: the number of patches behind each block, a list. A block merges
-# amounts[i] of them, but one way never more than half (rounded down) of those that arrive.
+# *Medium, 10 minutes.* Write `patches_left(patches, amounts)`: the number of patches behind each block, a list. A
+# block merges amounts[i] of them, but one way never more than half (rounded down) of those that arrive.
 #
-# <details><summary>Hint 1</summary>With p patches, p // 2 are odd, and each even one goes into an odd one. Of 5 patches 2 are odd.</details>
+# <details><summary>Hint 1</summary>With p patches, p // 2 are odd, and each even one goes into an odd one. Of 5
+# patches 2 are odd.</details>
 # <details><summary>Hint 2</summary><code>min(amount, patches // 2)</code> in a loop.</details>
 # <details><summary>Solution</summary>
 #
 # ```python
-# def left(patches, amounts):
+# def patches_left(patches, amounts):
 #     after = []
 #     for amount in amounts:
 #         patches -= min(amount, patches // 2)
@@ -1019,28 +1055,17 @@ else:
 
 
 # %% tags=["exercise"]
-def left(patches, amounts):
+def patches_left(patches, amounts):
     return [0 for amount in amounts]  # your code here
 
 
 # %%
-plans_asked = ([8] * 6, [13] * 6, [40, 20, 10, 3, 1, 1], decreasing(8, 6))
-answers = [left(n, list(amounts)) for amounts in plans_asked]
-wanted = [[m - net.prefix for m in tokens_after(net, Merge, amounts)] for amounts in plans_asked]
-if not any(map(any, answers)):
-    print("Not started yet.")
-elif answers == wanted:
-    print("Right.")
-elif answers == [[n - sum(amounts[: i + 1]) for i in range(6)] for amounts in plans_asked]:
-    print("Almost: a block cannot merge more than half of what arrives.")
-else:
-    wrong = next(i for i in range(4) if answers[i] != wanted[i])
-    print(f"Not yet: for {list(plans_asked[wrong])} it is {wanted[wrong]}, not {answers[wrong]}.")
+labkit.check.patches_left(patches_left)
 
 # %% [markdown]
-# ### Exercise 5: your own centres
+# ### Exercise 6: your own centres
 #
-# *Hard, 20 minutes.* Write `my_centres(distances, weights, count)` for `Cluster`: of (b, n, n) distances, the numbers of
+# *Hard, 20 minutes, and open: many answers are right.* Write `my_centres(distances, weights, count)` for `Cluster`: of (b, n, n) distances, the numbers of
 # `count` centres (b, count), in order. Come within two points of *farthest first*, without its loop. (The stub takes the
 # first tokens of the image. Who does it beat already, and why?)
 #

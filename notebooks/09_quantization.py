@@ -32,7 +32,6 @@ fast = False  # True: fewer images and fewer draws of them
 # %%
 import copy
 import io
-from collections import Counter
 from dataclasses import dataclass
 
 import ipywidgets
@@ -42,17 +41,15 @@ import traitlets
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import labkit
 from labkit import data
 from labkit.quant import binary, calibrate, dither, integer, log_grids, warped_grids, weights
 from labkit.quant.blocks import gelu_table
 from labkit.quant.dual_clip import fit_clip
+from labkit.quant.float_walk import FloatWalk
 from labkit.quant.fold import channel_grid, fold, smooth, to_layer_wise
 from labkit.quant.grids import Uniform
-from labkit.quant.int4_training import bit_split
 from labkit.quant.int8_attention import int8_attention
 from labkit.quant.reconstruct import adaptive_rounding
 from labkit.quant.rotation import rotate, rotate_inputs
@@ -127,8 +124,11 @@ labkit.show(Uniform.of)
 labkit.show(Uniform.encode)
 
 # %% [markdown]
-# > **Predict.** One bit more halves the step. By how many decibels does the noise fall? (20 dB is an error ten times smaller.)
-# > Is it the same for weights, for the outputs of a LayerNorm and for those of GELU?
+# > **Predict.** One bit more halves the step. 20 dB is an error ten times smaller; so what is one bit worth? Commit before you run
+# > on. Is it the same for weights, for the outputs of a LayerNorm and for those of GELU?
+
+# %%
+labkit.predict("09 one bit", "By how many decibels does the noise fall with one bit more?", number=3, unit="dB")
 
 # %%
 fill = torch.rand(20_000, generator=dice).to(place)  # the control: numbers that fill their range evenly
@@ -161,14 +161,17 @@ labkit.figure(
 )
 
 # %%
-for name, line in noise.items():
-    slope = (line[-1] - line[4]) / (len(line) - 5)  # from 6 bits to 10
+fall = {name: (line[-1] - line[4]) / (len(line) - 5) for name, line in noise.items()}  # from 6 bits to 10
+for name, slope in fall.items():
     print(f"{name}: {slope:.1f} dB for each bit.")
     assert abs(slope - 6.02) < (0.6 if name.startswith("GELU") else 0.25)
 grid = Uniform.of(normed.min(), normed.max(), 6)
 law = (grid.scale**2 / 12).item()
 assert abs((grid.round(normed) - normed).square().mean().item() / law - 1) < 0.05
 print("The mean squared error of the LayerNorm outputs at 6 bits is step²/12, within 5%.")
+
+# %%
+labkit.reveal("09 one bit", round(fall["LayerNorm outputs"], 1), within=0.5)
 
 # %% [markdown]
 # Six decibels a bit, whatever the tensor is: if errors are spread evenly over a step, their mean square is step²/12, and half the
@@ -184,7 +187,15 @@ print("The mean squared error of the LayerNorm outputs at 6 bits is step²/12, w
 # The largest number need not have a level. If we cut it off, it is wrong by a lot, and all others gain a finer step. Turn both
 # sliders.
 #
-# > **Predict.** GELU outputs, 3 bits: at what share of the largest value is the error least? And at 8 bits?
+# > **Predict.** With the whole range (100 %) nothing is clipped. Where should it end with 3 bits? And with 8?
+
+# %%
+labkit.predict(
+    "09 end of the range",
+    "GELU outputs, 3 bits: at which share of the largest value should the range end?",
+    number=100,
+    unit="%",
+)
 
 # %%
 tail = some(hidden)
@@ -270,6 +281,9 @@ assert best[8] >= max(best[3], best[4]) and best[3] < 90
 whole = cut((3, 100))
 assert cut((3, best[3])).total < 0.95 * whole.total
 print(f"Uncut, at 3 bits: {whole.total:.1%}.")
+
+# %%
+labkit.reveal("09 end of the range", best[3])
 
 # %% [markdown]
 # With few bits the range should end early; with 8 there is next to nothing to win by it. Nobody turns sliders for each tensor of a model: there are *rules* that
@@ -445,7 +459,11 @@ print(f"One grid {first:.2f}; folded {together:.2f}, the same as a scale for eac
 # Weights are known beforehand, so they may have many scales: one for the tensor, for each output channel, or for each *group* of
 # inputs. But a scale has to be stored as well, in 16 bits: groups of 16 cost one bit more for each weight.
 #
-# > **Predict.** You have 4 bits for each weight, all in all. 4 bits and few scales, or 3 bits and a scale for each 16?
+# > **Predict.** You have 4 bits for each weight, all in all. How do you spend them?
+
+# %%
+offers = {"3 bits, and a scale for each 16": (3, 16), "4 bits, and a scale for each output": (4, "channel")}
+labkit.predict("09 four bits", "Which output is nearer to the true one?", options=list(offers))
 
 # %%
 weight = qkv.weight
@@ -475,6 +493,9 @@ for line in bought.values():
 assert bought[4]["channel"] < 0.9 * bought[3][16]
 print(f"4 bits each, all in all: 3 and groups of 16 is off by {bought[3][16]:.2f},", end=" ")
 print(f"4 and a scale for each channel by {bought[4]['channel']:.2f}.")
+
+# %%
+labkit.reveal("09 four bits", min(offers, key=lambda offer: bought[offers[offer][0]][offers[offer][1]]))
 
 # %% [markdown]
 # Every split helps, and the first, by output channel, is nearly free. After that one more *bit* is the better buy here; groups
@@ -545,8 +566,11 @@ labkit.figure(
 )
 
 # %% [markdown]
-# > **Predict.** At 4 bits: how far is attention times values off with the uniform grid, and with log2? At 8 bits, does log2 still
-# > win? And on a *flat* map, in which every token gets about the same?
+# > **Predict.** At 4 bits log2 has levels where the probabilities are, and the uniform grid has not. Is that so at 8 bits as well? And
+# > on a *flat* map, in which every token gets about the same?
+
+# %%
+labkit.predict("09 eight bits", "Whose attention is nearer to the true one at 8 bits?", options=["log2", "uniform"])
 
 # %%
 flat = torch.rand(seen_map.shape, generator=dice).to(place)
@@ -591,6 +615,9 @@ assert output["flat", "uniform"] < 0.5 * output["flat", "log2"]
 assert rows[4, "uniform"] < 0.6 and abs(rows[4, "AdaLog"] - 1) < 0.05
 print(f"4 bits: uniform {output[4, 'uniform']:.2f}, log2 {output[4, 'log2']:.2f}, AdaLog {output[4, 'AdaLog']:.2f}.")
 print(f"8 bits: uniform {output[8, 'uniform']:.2f}, log2 {output[8, 'log2']:.2f}, twin {output[8, 'twin']:.3f}.")
+
+# %%
+labkit.reveal("09 eight bits", min("log2", "uniform", key=lambda name: output[8, name]))
 
 # %% [markdown]
 # - With 4 bits the uniform grid rounds most of the map to 0. Look at the sum of a row: most of the attention is simply gone, and the
@@ -638,8 +665,12 @@ labkit.figure(
 labkit.show(weights.gptq)
 
 # %% [markdown]
-# > **Predict.** Against rounding to nearest: are GPTQ's *weights* nearer to the true ones or further away? And its output? What will
-# > it do if we tell it that the inputs are uncorrelated?
+# > **Predict.** GPTQ's output should be nearer to the true one; that is what it is for. And its *weights*? What will it do if we tell it
+# > that the inputs are uncorrelated?
+
+# %%
+where = ["nearer to the true ones", "as far off", "further away"]
+labkit.predict("09 weights of GPTQ", "Beside weights rounded to nearest, those of GPTQ are …", options=where)
 
 # %% tags=["nbval-ignore-output"]
 entered = normed.flatten(0, -2)  # from the calibration images
@@ -689,6 +720,10 @@ for each in (2, 3, 4):
 assert roundings[3, "GPTQ"][2] < 1.1 * roundings[4, "to nearest"][2]
 print("With a diagonal Hessian GPTQ is rounding to nearest, weight by weight.")
 print(f"3 bits: nearest is off by {roundings[3, 'to nearest'][2]:.2f}, GPTQ by {roundings[3, 'GPTQ'][2]:.2f}.")
+
+# %%
+apart = roundings[3, "GPTQ"][1] / roundings[3, "to nearest"][1]
+labkit.reveal("09 weights of GPTQ", where[0 if apart < 0.95 else 2 if apart > 1.05 else 1])
 
 # %% [markdown]
 # The weights are *further* away and the output is *nearer*: 3 bits by GPTQ are as good as 4 by rounding to nearest. (AdaRound learns for 100
@@ -866,22 +901,11 @@ def linear(layer, scale_in, scale_out):
     return grid.encode(layer.weight), (layer.bias / scale).round().int(), integer.Dyadic.of(scale / scale_out)
 
 
-class Walk(TorchDispatchMode):
-    """Counts every operation of torch, and those that read or write a floating-point number."""
+# %% [markdown]
+# Is there really no floating-point number on the way? A walk over every operation that torch executes looks for one:
 
-    def __init__(self):
-        super().__init__()
-        self.all, self.floating = Counter(), Counter()
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        out = operation(*args, **(kwargs or {}))
-        name = operation.overloadpacket.__name__
-        self.all[name] += 1
-        for value in tree_leaves((args, kwargs, out)):
-            if value.is_floating_point() if isinstance(value, torch.Tensor) else isinstance(value, float):
-                self.floating[name] += 1
-        return out
-
+# %%
+labkit.show(FloatWalk)
 
 # %% [markdown]
 # > **Predict.** All six blocks in whole numbers, from the first LayerNorm to the last sum; only cutting the image into tokens and reading the class
@@ -901,7 +925,7 @@ whole_blocks = [
 ]
 few = test[:20].to(torch.device("cpu"))
 codes = to_codes(cpu.embed(few.images)[0], stream_scale)
-with Walk() as walk:
+with FloatWalk() as walk:
     for whole in whole_blocks:
         codes = whole(codes)
 answers, truth = cpu.read(codes * stream_scale), cpu(few.images)
@@ -1090,7 +1114,11 @@ print(f"Right answers, all ways and draws: {lowest:.0%} to {highest:.0%}; in ful
 # plant some without changing the function: fold, the other way round. Two channels of each LayerNorm become 30 times as large, and the weights behind them 30 times as
 # small.
 #
-# > **Predict.** The model is the same. Who will notice the outliers: one grid? A grid for each token? Rotation? Folding?
+# > **Predict.** The model is the same. Who will notice the outliers, and who will not?
+
+# %%
+healers = {"a grid for each token": "one for each token", "rotation": "rotated", "noise": "noise", "folding": "folded"}
+labkit.predict("09 outliers", "Whose logits stay nearest to those of the float model?", options=list(healers))
 
 # %% tags=["nbval-ignore-output"]
 planted = copy.deepcopy(net)
@@ -1126,6 +1154,9 @@ print(
     f"The same function: one grid names {suffered['one grid'][0]:.0%} of the images, folding {suffered['folded'][0]:.0%}."
 )
 
+# %%
+labkit.reveal("09 outliers", min(healers, key=lambda name: suffered[healers[name]][1]))
+
 # %% [markdown]
 # The two channels take all the levels, and the other 126 are rounded to almost nothing. A grid for each token does not help: the outlier is in
 # every token. Rotation spreads it over all channels, which is good as long as there are bits to spare. Folding does not even
@@ -1142,19 +1173,21 @@ print(
 # %% [markdown]
 # ## Exercises
 #
-# Each cell below the stub says whether your function is right. The stubs run as they are.
+# The cell below each stub hands your function to `labkit.check`, which names the mistake that it makes and shows the smallest
+# case; `labkit.check.round_to_levels.hint(1)` prints the first hint. The stubs run as they are.
 #
 # ### Exercise 1: round it
 #
-# *Easy, 10 minutes.* Write `rounded(x, low, high, bits)`: each number of x as the nearest of 2ᵇ evenly spaced levels, where the step is
-# (high − low) / (2ᵇ − 1), 0 is a level, and codes go from 0 to 2ᵇ − 1. `low` ≤ 0 ≤ `high` are numbers.
+# *Easy, 10 minutes.* Write `round_to_levels(x, low, high, bits)`: each number of x as the nearest of 2ᵇ evenly spaced
+# levels, where the step is (high − low) / (2ᵇ − 1), 0 is a level, and codes go from 0 to 2ᵇ − 1. `low` ≤ 0 ≤ `high`
+# are numbers.
 #
 # <details><summary>Hint 1</summary>zero = round(−low / step) is the code of 0.</details>
 # <details><summary>Hint 2</summary>Clip the codes with <code>clamp(0, 2**bits - 1)</code> before you turn them back.</details>
 # <details><summary>Solution</summary>
 #
 # ```python
-# def rounded(x, low, high, bits):
+# def round_to_levels(x, low, high, bits):
 #     step = (high - low) / (2**bits - 1)
 #     zero = round(-low / step)
 #     codes = ((x / step).round() + zero).clamp(0, 2**bits - 1)
@@ -1165,39 +1198,26 @@ print(
 
 
 # %% tags=["exercise"]
-def rounded(x, low, high, bits):
+def round_to_levels(x, low, high, bits):
     return torch.zeros_like(x)  # your code here
 
 
 # %%
-x = torch.cat([torch.zeros(1), 4 * torch.randn(99, generator=dice)])
-answer, wanted = rounded(x, -2.1, 3.3, 3), Uniform.of(-2.1, 3.3, 3).round(x)
-width = 5.4 / 7
-if not answer.any():
-    print("Not started yet.")
-elif (answer - wanted).abs().max() < 1e-5:
-    print("Right.")
-elif answer[0] != 0:
-    print("Almost: 0 must stay 0; round the zero point to a whole number.")
-elif answer.abs().max() > wanted.abs().max() + 1e-3:
-    print("Almost: some values lie beyond the last level; clip the codes.")
-elif len(answer.unique()) > 8:
-    print(f"Not yet: 3 bits have 8 levels, and your values are {len(answer.unique())}.")
-else:
-    print(f"Not yet: the largest difference is {(answer - wanted).abs().max() / width:.1f} steps.")
+labkit.check.round_to_levels(round_to_levels)
 
 # %% [markdown]
 # ### Exercise 2: undo it behind
 #
-# *Medium, 10 minutes.* In front of a layer, x became (x − shift) / scale, with one scale and one shift for each input channel. Write
-# `undone(weight, bias, scale, shift)`: the weight (out, in) and the bias (out,) with which the layer puts out what it did.
+# *Easy, 10 minutes.* In front of a layer, x became (x − shift) / scale, with one scale and one shift for each input
+# channel. Write `fold_into_linear(weight, bias, scale, shift)`: the weight (out, in) and the bias (out,) with which
+# the layer puts out what it did.
 #
 # <details><summary>Hint 1</summary>x = scale · x' + shift. Put that into W x + b.</details>
 # <details><summary>Hint 2</summary>A column of W belongs to an input channel: <code>weight * scale</code>.</details>
 # <details><summary>Solution</summary>
 #
 # ```python
-# def undone(weight, bias, scale, shift):
+# def fold_into_linear(weight, bias, scale, shift):
 #     return weight * scale, bias + weight @ shift
 # ```
 #
@@ -1205,43 +1225,25 @@ else:
 
 
 # %% tags=["exercise"]
-def undone(weight, bias, scale, shift):
+def fold_into_linear(weight, bias, scale, shift):
     return torch.zeros_like(weight), torch.zeros_like(bias)  # your code here
 
 
 # %%
-w, b = torch.randn(5, 5, generator=dice), torch.randn(5, generator=dice)
-scale, shift = torch.rand(5, generator=dice) + 0.5, torch.randn(5, generator=dice)
-new_w, new_b = undone(w, b, scale, shift)
-x = torch.randn(20, 5, generator=dice)
-aim, got = F.linear(x, w, b), F.linear((x - shift) / scale, new_w, new_b)
-if not new_w.any() and not new_b.any():
-    print("Not started yet.")
-elif (aim - got).abs().max() < 1e-4:
-    print("Right.")
-elif (new_w - scale[:, None] * w).abs().max() < 1e-5:
-    print("Almost: that scales the rows; an input channel is a column.")
-elif (new_w - w / scale).abs().max() < 1e-5:
-    print("Almost: what was divided has to be multiplied.")
-elif (new_w - w * scale).abs().max() < 1e-5 and (new_b - b + w @ shift).abs().max() < 1e-4:
-    print("Almost: the shift was taken off in front; behind it has to be added.")
-elif (new_w - w * scale).abs().max() < 1e-5:
-    print("Almost: the weight is right; the bias gets weight @ shift, with the old weight.")
-else:
-    print("Not yet: put x = scale * x' + shift into W x + b.")
+labkit.check.fold_into_linear(fold_into_linear)
 
 # %% [markdown]
 # ### Exercise 3: two halves of a byte
 #
-# *Medium, 15 minutes.* A chip multiplies 4-bit codes, −8 to 7, and you have 8-bit ones. Write `halves(codes)`: whole numbers high and
-# low, both from −8 to 7, with 16 · high + low = codes. The codes go from −128 to 119.
+# *Medium, 15 minutes.* A chip multiplies 4-bit codes, −8 to 7, and you have 8-bit ones. Write `split_byte(codes)`:
+# whole numbers high and low, both from −8 to 7, with 16 · high + low = codes. The codes go from −128 to 119.
 #
 # <details><summary>Hint 1</summary>high is codes / 16, rounded to the nearest, halves upwards.</details>
 # <details><summary>Hint 2</summary><code>(codes + 8) // 16</code>; low is what is left.</details>
 # <details><summary>Solution</summary>
 #
 # ```python
-# def halves(codes):
+# def split_byte(codes):
 #     high = (codes + 8) // 16
 #     return high, codes - 16 * high
 # ```
@@ -1250,39 +1252,26 @@ else:
 
 
 # %% tags=["exercise"]
-def halves(codes):
+def split_byte(codes):
     return torch.zeros_like(codes), torch.zeros_like(codes)  # your code here
 
 
 # %%
-codes = torch.arange(-128, 120)
-high, low = halves(codes)
-if not high.any() and not low.any():
-    print("Not started yet.")
-elif not (16 * high + low).equal(codes):
-    print("Not yet: 16 * high + low should be the codes again.")
-elif low.min() == 0:
-    print("Almost: that is the low half without a sign, 0 to 15; let high be the nearest, not the one below.")
-elif low.abs().max() > 8 or low.max() > 7:
-    print("Almost: low reaches 8 somewhere; halves must go upwards.")
-elif high.equal(bit_split(codes)[0]):
-    print("Right: a product of 8-bit codes is now two products of 4-bit ones.")
-else:
-    print("Not yet: high should be between -8 and 7.")
+labkit.check.split_byte(split_byte)
 
 # %% [markdown]
 # ### Exercise 4: a product without multiplying
 #
-# *Medium, 15 minutes.* Two rows of signs, as booleans: True is +1, False is −1. Write `product(a, b)`: their dot product, a whole number
-# for each pair of rows of a (n, d) and b (m, d), without multiplying anything: only `^` (which is true where two booleans differ), sums
-# and differences; a factor of 2 is a shift, and allowed.
+# *Medium, 15 minutes.* Two rows of signs, as booleans: True is +1, False is −1. Write `sign_product(a, b)`: their dot
+# product, a whole number for each pair of rows of a (n, d) and b (m, d), without multiplying anything: only `^`
+# (which is true where two booleans differ), sums and differences; a factor of 2 is a shift, and allowed.
 #
 # <details><summary>Hint 1</summary>Each place that agrees adds 1, each that differs takes 1 off.</details>
 # <details><summary>Hint 2</summary><code>a[:, None] ^ b[None]</code> is (n, m, d); count it over d.</details>
 # <details><summary>Solution</summary>
 #
 # ```python
-# def product(a, b):
+# def sign_product(a, b):
 #     differ = (a[:, None] ^ b[None]).sum(dim=-1)
 #     return a.shape[1] - 2 * differ
 # ```
@@ -1291,40 +1280,26 @@ else:
 
 
 # %% tags=["exercise"]
-def product(a, b):
+def sign_product(a, b):
     return torch.zeros(len(a), len(b), dtype=torch.long)  # your code here
 
 
 # %%
-signs_a, signs_b = (torch.rand(n, 21, generator=dice) > 0.5 for n in (6, 4))
-answer = product(signs_a, signs_b)
-wanted = binary.xnor_popcount_dot(binary.pack(signs_a), binary.pack(signs_b), 21).long()
-if not answer.any():
-    print("Not started yet.")
-elif answer.shape != wanted.shape:
-    print(f"Not yet: the shape should be {tuple(wanted.shape)}; yours is {tuple(answer.shape)}.")
-elif answer.long().equal(wanted):
-    print("Right.")
-elif answer.long().equal(-wanted):
-    print("Almost: the sign is turned round; places that agree add 1.")
-elif answer.long().equal((wanted + 21) // 2):
-    print("Almost: that counts the places that agree; those that differ must be taken off.")
-else:
-    print("Not yet: those that agree, less those that differ.")
+labkit.check.sign_product(sign_product)
 
 # %% [markdown]
 # ### Exercise 5: spend the bits
 #
-# *Hard, 20 minutes.* Some layers deserve more bits than others. `errors[i][b]` is the error of layer i with b bits, for b from 2 to 6. Write
-# `spend(errors, total)`: a number of bits for each layer. All begin with 2; as long as the sum is below `total`, one bit goes to the
-# layer whose error falls most by it. (All layers are equally large.)
+# *Hard, 20 minutes.* Some layers deserve more bits than others. `errors[i][b]` is the error of layer i with b bits,
+# for b from 2 to 6. Write `spend_bits(errors, total)`: a number of bits for each layer. All begin with 2; as long as
+# the sum is below `total`, one bit goes to the layer whose error falls most by it. (All layers are equally large.)
 #
 # <details><summary>Hint 1</summary>The gain of a layer at b bits is <code>errors[i][b] - errors[i][b + 1]</code>; at 6 bits it has none.</details>
 # <details><summary>Hint 2</summary><code>max(range(len(errors)), key=...)</code> finds the layer; repeat it <code>total - 2 * len(errors)</code> times.</details>
 # <details><summary>Solution</summary>
 #
 # ```python
-# def spend(errors, total):
+# def spend_bits(errors, total):
 #     bits = [2] * len(errors)
 #     while sum(bits) < total:
 #         gains = [line[b] - line[b + 1] if b < 6 else -1 for line, b in zip(errors, bits)]
@@ -1336,9 +1311,15 @@ else:
 
 
 # %% tags=["exercise"]
-def spend(errors, total):
+def spend_bits(errors, total):
     return [2 for _ in errors]  # your code here
 
+
+# %%
+labkit.check.spend_bits(spend_bits)
+
+# %% [markdown]
+# What your function does for the six `proj` layers of this model, with half a bit less than 4 for each:
 
 # %%
 offered = (2, 3, 4, 5, 6)
@@ -1355,22 +1336,20 @@ def lost_by(i, depth):
 measured = error_table(lost_by, len(projections), offered)
 per_layer = [dict(zip(offered, line, strict=True)) for line in measured.tolist()]
 total = 4 * len(projections) - 3
-answer = list(spend(per_layer, total))
 size = projections[0].weight.numel()
-wanted = greedy_bits(measured, offered, [size] * len(projections), total * size)
-sums = [sum(line[b] for line, b in zip(per_layer, plan, strict=True)) for plan in (wanted, [3] * len(per_layer))]
-if answer == [2] * len(per_layer):
-    print("Not started yet.")
-elif len(answer) != len(per_layer) or not set(answer) <= set(offered):
-    print("Not yet: one number from 2 to 6 for each layer.")
-elif sum(answer) > total:
-    print(f"Not yet: {sum(answer)} bits are spent, and there are {total}.")
-elif sum(line[b] for line, b in zip(per_layer, answer, strict=True)) <= 1.0001 * sums[0]:
-    print(f"Right: {answer}. With 3 bits for all, the error is {sums[1] / sums[0]:.1f} times as large.")
-elif sum(answer) < total:
-    print(f"Almost: {total - sum(answer)} bits are left over.")
-else:
-    print("Not yet: some bit would do more good in another layer.")
+plans = {
+    "yours": spend_bits(per_layer, total),
+    "greedy_bits": greedy_bits(measured, offered, [size] * len(projections), total * size),
+    "3 bits for all": [3] * len(projections),
+}
+sums = {name: sum(line[b] for line, b in zip(per_layer, plan, strict=True)) for name, plan in plans.items()}
+labkit.table(
+    [
+        [name, " ".join(map(str, plan)), str(sum(plan)), f"{sums[name] / sums['greedy_bits']:.1f}"]
+        for name, plan in plans.items()
+    ],
+    headers=[f"{total} bits for six layers", "bits", "spent", "error, times that of greedy_bits"],
+)
 
 # %% [markdown]
 # ## Papers

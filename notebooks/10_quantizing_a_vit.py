@@ -33,22 +33,19 @@ fast = False  # True: fewer images, fewer calibrations
 import copy
 import io
 import tempfile
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import labkit
 from labkit import clock, data
 from labkit.intervals import paired_difference, wilson
 from labkit.quant import Recipe, layers, points, quantize, watched
+from labkit.quant.float_walk import FloatWalk
 from labkit.quant.fold import fold
-from labkit.quant.grids import Uniform
 from labkit.quant.inspect import inspect_model, sqnr_db
 from labkit.quant.int8 import Int8Kernel
 from labkit.quant.integer_vit import IntegerViT
@@ -84,7 +81,7 @@ def share(right):
 
 def right(q, images=test):
     """Which of the images the model names correctly."""
-    return hits(q, images, 50).cpu()
+    return hits(q, images, 20).cpu()
 
 
 def small(fig):
@@ -113,8 +110,11 @@ labkit.show(quantize)
 labkit.show(RoundedLinear._count)
 
 # %% [markdown]
-# > **Predict.** 200 images, every weight and every activation in 8 bits: how many answers change? How many more bits does it
-# > take to push the noise in the logits down by a factor of 100, and is that number the same for a whole model as for one tensor?
+# > **Predict.** 200 images, every weight and every activation in 8 bits: how many answers change? And noise that is ten times
+# > smaller, how many bits does that take? Is it the same for a whole model as for one tensor?
+
+# %%
+labkit.predict("10 bits more", "How many more bits push the noise of the logits down by a factor of 100?", number=2)
 
 # %%
 eight = quantize(net, Recipe(weights=8, activations=8, attention=8), calib)
@@ -130,11 +130,11 @@ print("With None for all bits it is the float model again.")
 
 # %%
 counts = (4, 5, 6, 8, 12)
-truth, met = torch.cat([net(some) for some in probe.images.split(50)]), net(calib)
+truth, met = torch.cat([net(some) for some in probe.images.split(20)]), net(calib)
 noise, noise_met, correct = {}, {}, {}
 for b in counts:
     q = quantize(net, Recipe(b, b, b, ends="same"), calib)
-    out = torch.cat([q(some) for some in probe.images.split(50)])
+    out = torch.cat([q(some) for some in probe.images.split(20)])
     noise[b], noise_met[b] = sqnr_db(truth, out - truth), sqnr_db(met, q(calib) - met)
     correct[b] = share(out.argmax(dim=1) == probe.labels)
 slope = (noise_met[12] - noise_met[6]) / 6
@@ -161,6 +161,9 @@ assert 5 < slope < 7 and noise_met[4] < noise_met[6] - 2 * 6.02 - 3
 assert correct[8] > correct[4] + 0.2
 print(f"From 6 to 12 bits: {slope:.1f} dB for each bit, on the images of the calibration.")
 
+# %%
+labkit.reveal("10 bits more", round(40 / round(slope, 1), 1), within=1)  # a factor of 100 is 40 dB
+
 # %% [markdown]
 # Half the step, half the error: 6 dB for each bit, through six blocks, softmax and GELU. Noise that is small passes a smooth
 # function as it would pass a linear one. A factor of 100 (40 dB) is seven bits, for the model as for a tensor. On *test* images the line
@@ -174,8 +177,11 @@ print(f"From 6 to 12 bits: {slope:.1f} dB for each bit, on the images of the cal
 # Four bits are 16 levels. Everything is rounded to the nearest of 16 levels between the smallest and the largest number
 # that the calibration images showed (*min-max*); only the first and the last layer keep 8 bits.
 #
-# > **Predict.** The model falls to about half. Which part does it: the weights, what the linear layers read, queries and keys, the
-# > attention probabilities, or the values? And if that part alone stays in float, is all well?
+# > **Predict.** The model falls to about half. Which part does it? And if that part alone stays in float, is all well?
+
+# %%
+suspects = ["weights", "inputs of layers", "queries and keys", "attention probabilities", "values"]
+labkit.predict("10 guilty part", "Which part, alone in 4 bits, costs most answers?", options=suspects)
 
 # %%
 recipe = Recipe(weights=bits, activations=bits, attention=bits)
@@ -222,6 +228,9 @@ assert min(share(alone[part]) for part in alone if part != worst) > share(usual)
 assert max(share(without[part]) for part in without if part != worst) < share(usual) - 0.2
 print(f"Probabilities back in float, all else in {bits} bits: {gain:+.0f} points ({low:.0f} to {high:.0f}).")
 
+# %%
+labkit.reveal("10 guilty part", min(suspects, key=lambda part: share(alone[part])))
+
 # %% [markdown]
 # One part. Weights in 4 bits cost nothing that we can measure; the six tensors of probabilities, alone, cost half of all
 # answers. "4-bit ViTs need new weight rounding" would have been the wrong conclusion.
@@ -257,10 +266,12 @@ assert order[down] == "attn.softmax" and across == 0
 
 # %%
 with watched(nothing_rounded := quantize(net, Recipe(None, None, bits), calib)) as notes:
-    nothing_rounded(few)
+    for name, point in points(nothing_rounded).items():
+        point.seen = point.seen if belongs(name, worst) else None  # what 44 others see would fill 100 MB
+    for some in few.split(10):
+        nothing_rounded(some)
 probabilities = {i: torch.cat(notes[f"blocks.{i}.attn.softmax"]) for i in deep}
 grid_of = {i: points(nothing_rounded)[f"blocks.{i}.attn.softmax"].grid for i in deep}
-del notes  # of 50 points; six are looked at
 dial = BitsDial(probabilities[0][:5].cpu(), bits=bits, name="attention probabilities of block 0")
 dial
 
@@ -339,6 +350,11 @@ print(beside.describe())
 #
 # > **Predict.** Which cure gets most of the way back? And what would a better clip do for all *others*, if the six stay?
 
+# %%
+labkit.predict(
+    "10 the 44 others", "How many points does a better clip of the 44 others win back?", number=30, unit="points"
+)
+
 
 # %%
 def changed(q, better, mine=True):
@@ -356,8 +372,7 @@ cures = {
     "log2": replace(products, softmax="log2"),
     "twin": replace(products, softmax="twin"),
 }
-mended = {name: changed(broken, quantize(net, cure, calib)) for name, cure in cures.items()}
-cured = {name: right(q, probe) for name, q in mended.items()}
+cured = {name: right(changed(broken, quantize(net, cure, calib)), probe) for name, cure in cures.items()}
 others = quantize(net, replace(recipe, weights=None, clip="percentile"), calib)
 cured["control: clip the 44 others"] = right(changed(broken, others, mine=False), probe)
 cured["nothing changed"], cured["float"] = all_four, usual
@@ -375,6 +390,10 @@ assert share(cured["clip: percentile"]) > share(cured["nothing changed"]) + 0.15
 assert abs(share(cured["control: clip the 44 others"]) - share(cured["nothing changed"])) < 0.2
 best = max((name for name in cures), key=lambda name: share(cured[name]))
 print(f"Six grids changed: {share(cured['nothing changed']):.0%} to {share(cured[best]):.0%}.")
+
+# %%
+won = share(cured["control: clip the 44 others"]) - share(cured["nothing changed"])
+labkit.reveal("10 the 44 others", round(100 * won), within=5)
 
 # %% [markdown]
 # Not more bits, not training: sixteen other levels for one kind of tensor. Clipping helps, because it moves the levels down, but a grid
@@ -418,9 +437,13 @@ labkit.table(
 # token. Keep that in mind for the end.) `plant` makes the third: three channels of each norm grow 40-fold, and the weights that read them
 # shrink as much.
 #
-# > **Predict.** Are the logits of the planted model the same? And its answers with inputs of 8 bits? Of 6? Who can repair it: a
-# > grid for each token, a rotation, folding each channel's size into the weights? And folding the right *numbers* into
-# > the wrong channels?
+# > **Predict.** The planted model is the same function. Is it the same with inputs of 6 bits? Who can repair it: a grid for each
+# > token, a rotation, folding each channel's size into the weights? And folding the right *numbers* into the wrong channels?
+
+# %%
+labkit.predict(
+    "10 planted", "Planted, 8-bit weights, inputs on one grid of 6 bits: how many are right?", number=95, unit="%"
+)
 
 
 # %%
@@ -468,6 +491,9 @@ assert share(planted["control: folded into the wrong channels"]) < 0.5
 in_eight_hard = right(quantize(hard, Recipe(), calib), probe)
 print(f"The same function, other numbers. Planted, with 8 bits for all: {share(in_eight_hard):.0%}.")
 
+# %%
+labkit.reveal("10 planted", round(100 * share(planted["one grid"])))
+
 # %% [markdown]
 # All six models are *one function*, to four digits. Rounding sees the difference: it works on the numbers, not on the function.
 # That is a danger (what you measured on a tame model says nothing about yours) and a freedom: choose the numbers. Folding
@@ -482,8 +508,11 @@ print(f"The same function, other numbers. Planted, with 8 bits for all: {share(i
 #
 # Weights in 4 bits were free. In 2 bits, with 4 levels of which a symmetric grid uses three (−1, 0, 1 times a scale)?
 #
-# > **Predict.** How many of 10 answers are right when every weight of the blocks is −1, 0 or 1 times its row's scale? With GPTQ, which
-# > lets later columns repair what the earlier ones spoiled, and sees 32 images without a label?
+# > **Predict.** Every weight of the blocks is −1, 0 or 1 times its row's scale. What is left when each is rounded to the nearest of the
+# > three? And with GPTQ, which lets later columns repair what the earlier ones spoiled, and sees 32 images without a label?
+
+# %%
+labkit.predict("10 two bits", "Weights of 2 bits, rounded by GPTQ: how many answers are right?", number=30, unit="%")
 
 # %%
 two = {
@@ -509,6 +538,9 @@ labkit.table(
 gain, low, high = (100 * v for v in paired_difference(two_right["GPTQ"], two_right["to the nearest"]))
 assert low > 20
 print(f"GPTQ: {gain:+.0f} points ({low:.0f} to {high:.0f}), the same bytes.")
+
+# %%
+labkit.reveal("10 two bits", round(100 * share(two_right["GPTQ"])))
 
 # %% [markdown]
 # ### Who gets the bits?
@@ -630,7 +662,7 @@ integers = quantize(net, Recipe(), calib, backend="int8")
 noted = []
 for q in (simulated, integers):
     with watched(q) as notes:
-        q(few)
+        q(few[:20])  # all that enters 24 layers is kept
     noted.append({f"{name}.input": notes[f"{name}.input"][0] for name in names})
 del notes
 points_of, linear = points(simulated), {name: (layers(simulated)[name], layers(integers)[name]) for name in names}
@@ -642,7 +674,6 @@ for name, (ours, theirs) in linear.items():
     same_input[name] = differs.double().mean().item()
     wanted, alike = ours.part(x), ~differs.any(dim=-1)  # tokens all of whose codes agree
     off[name] = ((wanted - theirs.part(x))[alike].abs().max() / wanted.abs().max()).item()
-entering = noted[0]["blocks.1.attn.qkv.input"][0].cpu()  # an exercise asks for it again
 del noted
 one, two_logits = simulated(few), integers(few)
 labkit.table(
@@ -689,7 +720,11 @@ raced
 # A file can hold the codes without a bit to spare, with the scales and the recipe. Also as 8-bit *floats* (sign, 4 bits
 # of exponent, 3 of mantissa), which are no integers at all, and with weights alone rounded, in groups of 32 that share a scale.
 #
-# > **Predict.** The float model's file has 4.9 MB. How large is it in 8 bits? In 4? Why is 2 bits not half of 4?
+# > **Predict.** The float model's file has 4.9 MB, with 32 bits for each number. How large is it in 8 bits? In 4? Why is 2 bits not
+# > half of 4?
+
+# %%
+labkit.predict("10 on the disk", "How large is the file with weights of 4 bits (W4/A8)?", number=610, unit="kB")
 
 # %%
 architecture = labkit.zoo.SPECS[model].architecture
@@ -721,39 +756,21 @@ assert 3.4 < whole_size / kilobytes["W8/A8"] < 4
 assert kilobytes["W4/A8"] < 0.62 * kilobytes["W8/A8"]
 print("Scales, biases, norms and positions stay in float, and the first and last layer in 8 bits.")
 
+# %%
+labkit.reveal("10 on the disk", round(kilobytes["W4/A8"] / 1000))
+
 # %% [markdown]
 # ### No float at all
 #
 # Some chips have no floating-point unit. Then norms, softmax and GELU must be integers too ("I-ViT", 2022; lesson 09 builds them). `IntegerViT`
-# joins them: integer pixels in, integer logits out. A walk over every operation that torch executes looks for a float.
+# joins them: integer pixels in, integer logits out. The walk of lesson 09 looks for a float in every operation that torch executes.
 
 # %%
 whole = IntegerViT(eight, calib[:8])
-
-
-class Walk(TorchDispatchMode):
-    """Counts the operations of torch, and those that read or write a floating-point number."""
-
-    def __init__(self):
-        super().__init__()
-        self.all, self.floating = Counter(), Counter()
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        out = operation(*args, **(kwargs or {}))
-        name = operation.overloadpacket.__name__
-        self.all[name] += 1
-        values = tree_leaves((args, kwargs, out))
-        self.floating[name] += any(
-            value.is_floating_point() if isinstance(value, torch.Tensor) else isinstance(value, float)
-            for value in values
-        )
-        return out
-
-
 codes = whole.encode(few[:12])
-with Walk() as walk:
+with FloatWalk() as walk:
     answers = whole(codes)
-with Walk() as control:
+with FloatWalk() as control:
     eight(few[:2])
 said = (answers * whole.scale).to(place)
 meant = eight(few[:12])
@@ -908,12 +925,42 @@ assert accuracy("digits-vit", "W4/A4", "per channel, min-max") > 0.97
 #
 # ## Exercises
 #
-# Each cell below the stub says whether your function is right. The stubs run as they are.
+# The cell below each stub hands your function to `labkit.check`, which names the mistake that it makes and shows the smallest
+# case; `labkit.check.signal_to_noise.hint(1)` prints the first hint. The stubs run as they are. The last one is open: it is
+# judged by what your model answers.
 #
-# ### Exercise 1: how many bytes?
+# ### Exercise 1: decibels
 #
-# *Easy, 10 minutes.* Write `stored_bytes(outputs, inputs, bits, group)`: the bytes of a weight (outputs, inputs) whose codes have `bits` bits with
-# none to spare, and where `group` inputs of an output share one scale of 4 bytes.
+# *Easy, 10 minutes.* Write `signal_to_noise(wanted, got)`: by how many decibels the power of `wanted` lies above the
+# power of its error, as one number. The power of a tensor is the sum of its squares, and a factor of 10 in power is
+# 10 decibels.
+#
+# <details><summary>Hint 1</summary>The noise is <code>got - wanted</code>; the power of a tensor is the sum of its squares.</details>
+# <details><summary>Hint 2</summary><code>10 * torch.log10(signal / noise)</code>: powers have a factor of 10, sizes one of 20.</details>
+# <details><summary>Solution</summary>
+#
+# ```python
+# def signal_to_noise(wanted, got):
+#     signal, noise = wanted.square().sum(), (got - wanted).square().sum()
+#     return 10 * torch.log10(signal / noise).item()
+# ```
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def signal_to_noise(wanted, got):
+    return 0.0  # your code here
+
+
+# %%
+labkit.check.signal_to_noise(signal_to_noise)
+
+# %% [markdown]
+# ### Exercise 2: how many bytes?
+#
+# *Easy, 10 minutes.* Write `stored_bytes(outputs, inputs, bits, group)`: the bytes of a weight (outputs, inputs)
+# whose codes have `bits` bits with none to spare, and where `group` inputs of an output share one scale of 4 bytes.
 #
 # <details><summary>Hint 1</summary>Eight bits are a byte.</details>
 # <details><summary>Hint 2</summary>There are <code>outputs * inputs / group</code> scales.</details>
@@ -933,35 +980,20 @@ def stored_bytes(outputs, inputs, bits, group):
 
 
 # %%
-asked = [(4, 32), (8, 32), (2, None), (4, None)]
-answers, wanted = [], []
-for b, group in asked:
-    q = quantize(net, Recipe(b, None, per=group or "channel"))
-    layer = layers(q)["blocks.0.mlp.fc1"]
-    scales = layer.grid.scale[:, :: group or layer.in_features].numel()
-    wanted.append(layer.codes.numel() * b / 8 + 4 * scales)
-    answers.append(stored_bytes(layer.out_features, layer.in_features, b, group or layer.in_features))
-if not any(answers):
-    print("Not started yet.")
-elif answers == wanted:
-    print(f"Right. 4 bits in groups of 32 are {8 * wanted[0] / layer.codes.numel():.0f} bits for each weight in truth.")
-elif [a * 8 for a in wanted] == answers:
-    print("Almost: those are bits; a byte has eight.")
-else:
-    print(f"Not yet: for {asked[0][0]} bits in groups of {asked[0][1]} it is {wanted[0]:.0f}, not {answers[0]:.0f}.")
+labkit.check.stored_bytes(stored_bytes)
 
 # %% [markdown]
-# ### Exercise 2: who falls silent?
+# ### Exercise 3: who falls silent?
 #
-# *Medium, 10 minutes.* Write `silent(attn, bits)`: the share of the probabilities that become 0 on a grid of 2^bits levels from 0 to
-# the largest of them.
+# *Medium, 10 minutes.* Write `silent_share(attn, bits)`: the share of the probabilities that become 0 on a grid of
+# 2^bits levels from 0 to the largest of them all.
 #
 # <details><summary>Hint 1</summary>2^bits levels have 2^bits − 1 steps between them.</details>
 # <details><summary>Hint 2</summary>What is below half a step is rounded to 0.</details>
 # <details><summary>Solution</summary>
 #
 # ```python
-# def silent(attn, bits):
+# def silent_share(attn, bits):
 #     step = attn.max() / (2**bits - 1)
 #     return (attn / step).round().eq(0).double().mean().item()
 # ```
@@ -970,38 +1002,27 @@ else:
 
 
 # %% tags=["exercise"]
-def silent(attn, bits):
+def silent_share(attn, bits):
     return 0.0  # your code here
 
 
 # %%
-cases = [(i, b) for i in (0, len(net.blocks) - 1) for b in (3, 4, 8)]
-answers = [silent(probabilities[i], b) for i, b in cases]
-wanted = [
-    (Uniform.of(0.0, probabilities[i].max(), b).round(probabilities[i]) == 0).double().mean().item() for i, b in cases
-]
-if not any(answers):
-    print("Not started yet.")
-elif max(abs(a - w) for a, w in zip(answers, wanted, strict=True)) < 1e-3:
-    print(f"Right: {wanted[1]:.0%} in block 0 at 4 bits, {wanted[2]:.0%} at 8.")
-elif abs(answers[1] - (probabilities[0] < probabilities[0].max() / 15).double().mean().item()) < 1e-3:
-    print("Almost: to the nearest level, so only what is below half a step.")
-else:
-    print(f"Not yet: in block 0 at 4 bits it is {wanted[1]:.2f}, not {answers[1]:.2f}.")
+labkit.check.silent_share(silent_share)
 
 # %% [markdown]
-# ### Exercise 3: make the rows whole again
+# ### Exercise 4: make the rows whole again
 #
-# *Medium, 15 minutes.* Another cure, without another grid: write `whole_rows(attn, grid)`. Round, then divide every row (last axis) by its sum;
-# a row that is all zero becomes 1/n everywhere. Is it as good as a better grid?
+# *Medium, 15 minutes.* Another cure, without another grid: write `make_rows_whole(attn, step)`. Round the
+# probabilities to multiples of step, then divide every row (last axis) by its sum; a row that is all zero becomes 1/n
+# everywhere. Is it as good as a better grid?
 #
-# <details><summary>Hint 1</summary><code>grid.round(attn)</code>, then <code>sum(dim=-1, keepdim=True)</code>.</details>
-# <details><summary>Hint 2</summary><code>torch.where(total > 0, rounded / total.clamp(min=1e-9), 1 / n)</code>.</details>
+# <details><summary>Hint 1</summary><code>(attn / step).round() * step</code>, then <code>sum(dim=-1, keepdim=True)</code>.</details>
+# <details><summary>Hint 2</summary><code>torch.where(total &gt; 0, rounded / total.clamp(min=1e-9), 1 / n)</code>.</details>
 # <details><summary>Solution</summary>
 #
 # ```python
-# def whole_rows(attn, grid):
-#     rounded = grid.round(attn)
+# def make_rows_whole(attn, step):
+#     rounded = (attn / step).round() * step
 #     total = rounded.sum(dim=-1, keepdim=True)
 #     return torch.where(total > 0, rounded / total.clamp(min=1e-9), 1 / attn.shape[-1])
 # ```
@@ -1010,42 +1031,40 @@ else:
 
 
 # %% tags=["exercise"]
-def whole_rows(attn, grid):
-    return grid.round(attn)  # your code here
+def make_rows_whole(attn, step):
+    return (attn / step).round() * step  # your code here
 
 
 # %%
-class Mended:
+labkit.check.make_rows_whole(make_rows_whole)
+
+# %% [markdown]
+# The broken model, with your function in the place of its six grids of probabilities. (The stub rounds, and mends nothing.)
+
+
+# %%
+class ByYours:
     """A grid that rounds by your function."""
 
     def __init__(self, grid):
-        self.grid = grid
+        self.step = grid.scale
 
     def round(self, x):
-        return whole_rows(x, self.grid)
+        return make_rows_whole(x, self.step)
 
 
-some = probabilities[0][:4]
-answer, total = whole_rows(some, grid_of[0]), grid_of[0].round(some).sum(dim=-1, keepdim=True)
-wanted = torch.where(total > 0, grid_of[0].round(some) / total.clamp(min=1e-9), 1 / some.shape[-1])
-if answer.equal(grid_of[0].round(some)):
-    print("Not started yet.")
-elif answer.shape == wanted.shape and (answer - wanted).abs().max() < 1e-5:
-    q = copy.deepcopy(broken)
-    for name, point in points(q).items():
-        point.grid = Mended(point.grid) if belongs(name, worst) else point.grid
-    print(f"Right: {share(right(q, probe)):.0%} of the answers, with min-max {share(cured['nothing changed']):.0%}.")
-elif answer.isnan().any():
-    print("Almost: a row that is all zero has the sum 0.")
-else:
-    print("Not yet: divide each row by its own sum.")
+yours = copy.deepcopy(broken)
+for name, point in points(yours).items():
+    point.grid = ByYours(point.grid) if belongs(name, worst) else point.grid
+print(f"Yours: {share(right(yours, probe)):.0%}; min-max {share(all_four):.0%}, another grid {share(cured[best]):.0%}.")
 
 # %% [markdown]
-# ### Exercise 4: only integers
+# ### Exercise 5: only integers
 #
-# *Medium, 15 minutes.* Write `integer_linear(x, zero, w, scale_x, scale_w, bias)`: the outputs (rows, out) of a layer from codes x (rows, in) of the
-# inputs, whose zero point is `zero`, and codes w (out, in) of the weights, whose zero is 0. Sum integers first; `scale_w` and
-# `bias` have one number for each output.
+# *Medium, 15 minutes.* Write `integer_linear(x, zero, w, scale_x, scale_w, bias)`: the outputs (rows, out) of a layer
+# from codes x (rows, in) of the inputs, which are bytes (uint8) whose zero point is `zero`, and codes w (out, in) of
+# the weights, which are bytes with a sign (int8) and whose zero is 0. Sum integers first; `scale_w` and `bias` have
+# one number for each output.
 #
 # <details><summary>Hint 1</summary>The input stands for scale_x · (x − zero).</details>
 # <details><summary>Hint 2</summary><code>(x.long() - zero) @ w.long().T</code> are the sums.</details>
@@ -1066,25 +1085,10 @@ def integer_linear(x, zero, w, scale_x, scale_w, bias):
 
 
 # %%
-layer = copy.deepcopy(layers(simulated)["blocks.1.attn.qkv"]).cpu()
-values, grid = entering, layer.input.grid
-x, w, scales = grid.encode(values), layer.codes, layer.grid.scale.flatten()
-answer, wanted = integer_linear(x, grid.zero, w, grid.scale, scales, layer.bias), layer.part(values)
-if not answer.any():
-    print("Not started yet.")
-elif answer.shape != wanted.shape:
-    print(f"Not yet: the shape should be {tuple(wanted.shape)}; yours is {tuple(answer.shape)}.")
-elif (answer - wanted).abs().max() < 1e-4:
-    print("Right: the same as the package's layer.")
-elif (answer + layer.bias - wanted).abs().max() < 1e-4:
-    print("Almost: the bias is missing.")
-elif (answer - (x.double() @ w.double().T) * grid.scale * scales - layer.bias).abs().max() < 1e-3:
-    print("Almost: the zero point of the inputs is missing.")
-else:
-    print(f"Not yet: it differs by {(answer - wanted).abs().max():.2f}.")
+labkit.check.integer_linear(integer_linear)
 
 # %% [markdown]
-# ### Exercise 5: your own recipe
+# ### Exercise 6: your own recipe
 #
 # *Hard, 20 minutes.* Write `my_recipe()`: a `Recipe` with 4 bits for weights, activations and attention that comes within 3 points of the
 # float model. Then try 3 bits. (`labkit.show(Recipe)` lists what can be chosen.)
@@ -1134,5 +1138,5 @@ for paper in (
 # %% [markdown]
 # ## Next
 #
-# Tokens and bits have been made few, each alone. Next they come together: one model, all dials, one budget. Until then, back to
-# the [table of lessons](../README.md).
+# Tokens and bits have been made few, each alone. In [11 One budget](11_one_budget.ipynb) they come together: one model, all dials,
+# one budget.

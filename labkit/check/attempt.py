@@ -79,7 +79,7 @@ def same(wanted: Any, got: Any, tolerance: float) -> bool:
     if isinstance(wanted, Tensor):
         if not isinstance(got, Tensor) or wanted.shape != got.shape or kind(wanted) != kind(got):
             return False
-        if wanted.device != got.device:
+        if wanted.device != got.device or got.is_sparse:
             return False
         a, b = wanted.detach().double(), got.detach().double()
         return torch.allclose(b, a, rtol=tolerance, atol=tolerance, equal_nan=True)
@@ -99,7 +99,7 @@ def same(wanted: Any, got: Any, tolerance: float) -> bool:
         return (
             isinstance(got, bool | Tensor) and (not isinstance(got, Tensor) or got.numel() == 1) and bool(got) is wanted
         )
-    return callable(wanted) or bool(wanted == got)
+    return callable(wanted) or (type(wanted) is type(got) and bool(wanted == got))
 
 
 def as_number(value: Any) -> float | None:

@@ -21,9 +21,20 @@ TOLERANCE = 1e-3
 def diagnose(exercise: Exercise, wanted: list[Attempt], got: list[Attempt]) -> tuple[int, str]:
     """The smallest case that fails, and the most telling sentence about it."""
     right = [same(w.result, g.result, exercise.tolerance) for w, g in zip(wanted, got, strict=True)]
-    failing = min((i for i, fine in enumerate(right) if not fine), key=lambda i: wanted[i].size)
+    failing = clearest([i for i, fine in enumerate(right) if not fine], wanted, got)
     says = which_cases(wanted, right) or about(exercise, wanted[failing].result, got[failing].result)
     return failing, says
+
+
+def clearest(failing: list[int], wanted: list[Attempt], got: list[Attempt]) -> int:
+    """The smallest case; where the shape is wrong, the smallest in which no axis has length 1 and could pass unseen."""
+    ordered = sorted(failing, key=lambda i: wanted[i].size)
+
+    def tells(i: int) -> bool:
+        a, b = wanted[i].result, got[i].result
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape != b.shape and min(a.shape, default=0) > 1
+
+    return next((i for i in ordered if tells(i)), ordered[0])
 
 
 def which_cases(wanted: list[Attempt], right: list[bool]) -> str:
@@ -77,7 +88,7 @@ def of_several(exercise: Exercise, wanted: Sequence[Any], got: Any) -> str:
     name = exercise.parts[wrong] if wrong < len(exercise.parts) else f"value {wrong}"
     if all(same(a, b, exercise.tolerance) for a, b in zip(wanted, reversed(got), strict=True)):
         return "The values are right and come in the wrong order."
-    return f"The {name} is wrong. " + about(exercise, wanted[wrong], got[wrong])
+    return f"Look at the {name}. " + about(exercise, wanted[wrong], got[wrong])
 
 
 def of_number(wanted: float, got: Any) -> str:
@@ -94,7 +105,7 @@ def of_number(wanted: float, got: Any) -> str:
 
 
 def of_tensor(exercise: Exercise, wanted: Tensor, got: Any) -> str:
-    if not isinstance(got, Tensor):
+    if not isinstance(got, Tensor) or got.is_sparse:
         return f"It returns {named(got)}; expected is a tensor."
     for look in (shape, dtype, device, not_finite, axes_exchanged, order, sign_scale_offset, first_only, places):
         if says := look(exercise, wanted, got):
@@ -156,7 +167,8 @@ def order(exercise: Exercise, wanted: Tensor, got: Tensor) -> str:
         name = exercise.axes[axis] if axis < len(exercise.axes) else f"axis {axis}"
         if wanted.shape[axis] > 1 and close(wanted, got.flip(axis)):
             return f"It is right, but reversed along {name}."
-        a, b = (t.detach().double().movedim(axis, 0).flatten(1) for t in (wanted, got))
+        a, b = (t.detach().double().movedim(axis, 0) for t in (wanted, got))
+        a, b = (t.reshape(len(t), -1) for t in (a, b))
         if wanted.shape[axis] > 1 and close(rows_sorted(a), rows_sorted(b)):
             return f"The entries along {name} are right, in another order."
     return ""
@@ -189,7 +201,7 @@ def first_only(exercise: Exercise, wanted: Tensor, got: Tensor) -> str:
     if wanted.dim() < 2 or len(wanted) < 2:
         return ""
     name = exercise.axes[0] if exercise.axes else "the first axis"
-    if close(wanted[0], got[0]):
+    if close(wanted[0], got[0]) and wanted[0].any():
         return f"Along {name} the first entry is right, others are not: is it taken from the first alone, or over all?"
     return ""
 
@@ -208,6 +220,8 @@ def close(a: Tensor, b: Tensor) -> bool:
 
 
 def named(value: Any) -> str:
+    if isinstance(value, Tensor) and value.is_sparse:
+        return "a sparse tensor"
     kinds = {
         "ndarray": "a numpy array",
         "Tensor": "a tensor",

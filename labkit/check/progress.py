@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from labkit import paths
+from labkit import files, paths
 from labkit.errors import LabkitError
 from labkit.notebook import table
 from labkit.tables import Table
@@ -70,21 +70,11 @@ def note(entry: Entry) -> None:
         except LabkitError:
             entries = {}
         entries[entry.kind, entry.name] = entry
-        write(file(), as_json(list(entries.values())))
+        file().parent.mkdir(parents=True, exist_ok=True)
+        files.replace(file(), as_json(list(entries.values())))
         unsaved = ""
     except OSError as error:
         unsaved = f"Not all was saved: {file().name} cannot be written ({error.strerror})."
-
-
-def write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        half.write_text(text, encoding="utf-8")
-        half.replace(path)
-    finally:
-        half.unlink(missing_ok=True)
 
 
 def note_answer(name: str, lesson: str, right: bool) -> None:
@@ -121,7 +111,7 @@ class Progress:
                 done = entry.right if column in ("right", "met") else True
                 row[column] = row.get(column, 0) + done
         columns = ("right", "tried", "of", "predicted", "met")
-        rows = [[lesson, *(str(row.get(column, 0)) for column in columns)] for lesson, row in sorted(lessons.items())]
+        rows = [[lesson, *(row.get(column, 0) for column in columns)] for lesson, row in sorted(lessons.items())]
         return table(rows, ["lesson", "exercises right", "tried", "of", "predictions", "met"])
 
     def __repr__(self) -> str:
@@ -147,10 +137,9 @@ class Progress:
 
 def save(path: Path, text: str) -> Path:
     try:
-        write(path, text)
+        return files.replace(path, text)
     except OSError as error:
         raise LabkitError(f"{path} cannot be written ({error.strerror}): choose another place.") from error
-    return path
 
 
 def progress() -> Progress:

@@ -9,7 +9,10 @@ import re
 import textwrap
 
 import jupytext
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from labkit import check, paths
 from labkit.check.attempt import attempt
@@ -55,6 +58,49 @@ def test_each_mistake_is_told_with_its_own_sentence(task):
         verdict = examine(task, mistake.answer)
         assert (verdict.word, verdict.says) == (NOT_YET, mistake.says), mistake.answer.__name__
         assert len(repr(verdict)) < 1500 and len(repr(verdict).splitlines()) < 25
+
+
+ODD = [
+    *(None, True, 3, -1.5, float("nan"), "text", b"bytes", [], (), {}, {"a": 1}, [None], object(), print, range(3), 1j),
+    *(torch.zeros(()), torch.zeros(0), torch.arange(5), torch.eye(4).bool(), torch.rand(1, 1, 1, 1)),
+    *(torch.ones(2, 3) * torch.nan, torch.zeros(2, 0, 3), torch.eye(3).to_sparse(), torch.zeros(2, device="meta")),
+    *(torch.zeros(3, dtype=torch.complex64), np.zeros(3), np.float32(1), {1: torch.ones(2)}, nn.Linear(2, 2)),
+    *((torch.zeros(2), None), [torch.zeros(3), torch.zeros(4)]),
+]
+
+
+def test_no_answer_whatever_it_returns_breaks_the_check(task):
+    for odd in ODD:
+        verdict = examine(task, lambda *arguments, odd=odd: odd)
+        assert verdict.word in (NOT_YET, NOT_STARTED) and len(repr(verdict)) < 1500, odd
+
+
+def test_an_answer_of_the_right_shape_is_diagnosed(task):
+    """Right results changed in ways that nobody foresaw: whatever is said, it is said."""
+    changes = (
+        lambda t: t + 1e6,
+        lambda t: t * 0,
+        lambda t: -t,
+        lambda t: t.flip(0) if t.dim() else t,
+        lambda t: t[..., None],
+    )
+    for change in changes:
+
+        def answer(*arguments, change=change):
+            return altered(task.reference(*arguments), change)
+
+        verdict = examine(task, answer)
+        assert verdict.word in (RIGHT, NOT_YET, NOT_STARTED) and (
+            verdict or verdict.says or verdict.word == NOT_STARTED
+        )
+
+
+def altered(value, change):
+    if isinstance(value, list | tuple):
+        return type(value)(altered(part, change) for part in value)
+    if isinstance(value, torch.Tensor) and value.dtype != torch.bool:
+        return change(value)
+    return value
 
 
 def test_the_cases_are_the_same_every_time_and_small(task):

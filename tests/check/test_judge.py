@@ -111,6 +111,14 @@ def test_a_placeholder_is_not_started(answer):
     assert verdict.word == NOT_STARTED and repr(verdict) == "○ raise_it: not started yet."
 
 
+def test_work_that_comes_out_as_the_placeholder_is_told():
+    def all_zero(x):
+        y = x + 1
+        return y - y
+
+    assert says(all_zero) == "It is 0 everywhere."
+
+
 # --- the learner's own errors ---------------------------------------------------------------------------------------
 def test_an_error_is_shown_at_the_learners_line():
     def deep(x):
@@ -217,7 +225,7 @@ def test_a_quick_answer_leaves_no_alarm_behind():
         (lambda x: [x + 1], "It returns a list; expected is a tensor."),
         (lambda x: (x + 1).mean(dim=1), "The axis n is gone: was it summed away?"),
         (lambda x: (x + 1)[None], "An axis of length 1 is too many."),
-        (lambda x: (x + 1).flatten(), "The shape should be (1 batch, 2 n, 3 d); yours is (6,)."),
+        (lambda x: (x + 1).flatten(), "The shape should be (2 batch, 3 n, 4 d); yours is (24,)."),
         (lambda x: (x + 1).transpose(1, 2), "The axes are there, in another order."),
         (lambda x: (x + 1).round().long(), "It holds whole numbers; expected are decimal numbers."),
         (lambda x: torch.fft.fft(x), "It holds complex numbers; expected are decimal numbers."),
@@ -253,6 +261,23 @@ def test_first_entry_alone():
     assert "Along batch the first entry is right" in says(lambda x: x[:1] + 1 + 0 * x, cases=cases)
 
 
+def test_a_row_of_numbers():
+    def cases(dice):
+        yield (normal(dice, 4),)
+
+    how = {"reference": lambda x: x + 1, "axes": ("n",), "cases": cases}
+    assert says(lambda x: (x + 1)[[1, 0, 2, 3]], **how) == "The entries along n are right, in another order."
+    assert says(lambda x: x * x, **how) == "The shape is right, the numbers are not."
+
+
+def test_an_axis_that_was_summed_away_is_named_even_where_it_has_length_one():
+    def cases(dice):
+        yield from ((normal(dice, b, 2),) for b in (1, 3))
+
+    how = {"reference": lambda x: x + 1, "axes": ("batch", "d"), "cases": cases}
+    assert "The axis batch is gone: was it summed away?" in says(lambda x: (x + 1).mean(dim=0), **how)
+
+
 def test_rows_and_columns_exchanged():
     def rows(x, grid):
         return rearrange(x, "(h w) -> h w", h=grid[0])
@@ -285,11 +310,11 @@ def test_numbers_and_several_values():
         return x.sum().item(), x.numel()
 
     how = {"reference": reference, "parts": ("sum", "count")}
-    assert says(lambda x: (-x.sum().item(), x.numel()), **how) == "The sum is wrong. The sign is wrong."
+    assert says(lambda x: (-x.sum().item(), x.numel()), **how) == "Look at the sum. The sign is wrong."
     assert says(lambda x: reference(x)[::-1], **how) == "The values are right and come in the wrong order."
     assert says(lambda x: (1, 2, 3), **how) == "It returns 3 values; expected are 2."
     assert (
-        says(lambda x: (x.sum(), 2 * x.numel()), **how) == "The count is wrong. It is 2 times as large as it should be."
+        says(lambda x: (x.sum(), 2 * x.numel()), **how) == "Look at the count. It is 2 times as large as it should be."
     )
     assert examine(exercise(**how), lambda x: (x.sum(), np.int64(x.numel())))
 

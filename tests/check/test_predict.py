@@ -153,7 +153,11 @@ def test_a_lesson_goes_on_where_nothing_can_be_written(home, monkeypatch):
 def test_a_half_written_file_never_stands(home, monkeypatch):
     noted.note_answer("attention", "01_attention", right=True)
     before = (home / "progress.json").read_text()
-    monkeypatch.setattr(noted.Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
     noted.note_answer("grouped", "01_attention", right=True)
     assert (home / "progress.json").read_text() == before
     assert [path.name for path in home.iterdir()] == ["progress.json"]
