@@ -9,11 +9,9 @@ from __future__ import annotations
 import datetime
 import json
 import math
-import os
 import platform
 import re
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
@@ -22,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import labkit
-from labkit import machine, paths
+from labkit import files, machine, paths
 from labkit.errors import LabkitError, closest
 from labkit.intervals import bootstrap, paired_difference, wilson
 
@@ -96,7 +94,7 @@ def save(
     }
     paths.RESULTS.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    _replace(paths.RESULTS / f"{name}.json", text)
+    files.replace(paths.RESULTS / f"{name}.json", text)
     return Result(name, content["values"], content["provenance"])
 
 
@@ -139,19 +137,6 @@ def _plain(value: Any, where: str) -> Any:
     if value is None or isinstance(value, str | int):
         return value
     raise LabkitError(f"{where} is a {type(value).__name__}; a result holds numbers, strings, lists and dicts.")
-
-
-def _replace(path: Path, text: str) -> None:
-    """All of the new file or all of the old one, whenever the power goes."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _provenance(command: str, seed: int | None, interval: str | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from labkit import machine, paths, results
+from labkit import files, machine, paths, results
 from labkit.errors import LabkitError
 
 
@@ -51,7 +51,7 @@ def test_the_file_is_sorted_and_alone(folder):
 
 def test_a_failed_write_leaves_the_old_file(folder, monkeypatch):
     save(values={"a": 1})
-    monkeypatch.setattr(results.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         save(values={"a": 2})
     assert results.load("speed")["a"] == 1
