@@ -31,7 +31,7 @@ def from_timm(
     the mean and std that its weights were trained with.
     """
     if isinstance(model, str):
-        name, model = model, _create(model, pretrained, weights, timm_kwargs)
+        name, model = model, create(model, pretrained, weights, timm_kwargs)
     elif pretrained or weights is not None or timm_kwargs:
         raise LabkitError("The model is built already; weights and timm's arguments go with a name.")
     else:
@@ -71,7 +71,7 @@ def _take_weights(vit: ViT, model: nn.Module) -> None:
 
 
 # --- a timm model by its name -------------------------------------------------------------------------------
-def _create(name: str, pretrained: bool, weights: str | Path | None, timm_kwargs: dict[str, Any]) -> nn.Module:
+def create(name: str, pretrained: bool, weights: str | Path | None, timm_kwargs: dict[str, Any]) -> nn.Module:
     import timm
 
     arch = name.partition(".")[0]

@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from labkit import checkpoint, data, paths, results
 from labkit.checkpoint import Architecture, read, sha256
 from labkit.data.batch import ImageSet
 from labkit.errors import LabkitError, closest
 from labkit.intervals import wilson
+from labkit.patching.flexi import FlexiEmbed, flexible
 from labkit.quant import storage
 from labkit.quant.model import layers
 from labkit.token_labels import TokenLabels, token_label_loss
@@ -44,6 +45,23 @@ class Spec:
     batches: Callable[[int], Batches]  # batch size → batches
     held_out: Callable[[], ImageSet]
     loss: Loss | None = None  # None: cross-entropy of the labels
+    start: str = ""  # a shipped model whose weights are the first ones; it reads pixels as they are
+    patches: tuple[int, ...] = ()  # sizes of patches; every batch is read once with each of them
+
+
+def every_patch(sizes: tuple[int, ...], loss: Loss) -> Loss:
+    """The mean of the loss over sizes of patches. All weights are shared; those of the patches are resized."""
+
+    def mean(module: nn.Module, batch: ImageSet) -> tuple[Tensor, Tensor]:
+        embed: Any = next(part for part in module.modules() if isinstance(part, FlexiEmbed))
+        own, found = embed.patch, []
+        for size in sizes:
+            embed.patch = size
+            found.append(loss(module, batch))
+        embed.patch = own
+        return torch.stack([value for value, _ in found]).mean(), found[0][1]
+
+    return mean
 
 
 def _ramp(done: float) -> float:
@@ -53,6 +71,11 @@ def _ramp(done: float) -> float:
 
 def _shapes(batch: int) -> Batches:
     return lambda step, done: data.shapes("train", batch, start=step * batch, difficulty=_ramp(done))
+
+
+def _more_shapes(batch: int) -> Batches:
+    """Images that no training of `_shapes` has met, at full difficulty."""
+    return lambda step, done: data.shapes("train", batch, start=1_000_000 + step * batch)
 
 
 def _digits(batch: int) -> Batches:
@@ -84,6 +107,13 @@ def _shapes_spec(about: str, **architecture: Any) -> Spec:
 SPECS = {
     "shapes-vit": _shapes_spec("plain patches, class token: the default model of the course"),
     "shapes-vit-gap": _shapes_spec("the same with the mean of the patches in place of the class token", pool="avg"),
+    "shapes-vit-flexi": replace(
+        _shapes_spec("shapes-vit trained on with patches of 8 and of 16 pixels: see labkit.patching.flexi"),
+        recipe=Recipe(steps=1800, optimizer="muon", lr=1.5e-3, weight_decay=0.01, precision="bfloat16"),
+        batches=_more_shapes,
+        start="shapes-vit",
+        patches=(8, 16),
+    ),
     "digits-vit": Spec(
         "a very small ViT that reads real handwriting",
         {"image_size": 32, "patch_size": 4, "classes": 10, "dim": 64, "depth": 4, "heads": 4},
@@ -159,13 +189,35 @@ def data_hash(held_out: ImageSet) -> str:
     return hashlib.sha256((held_out.images * 255).round().byte().numpy().tobytes()).hexdigest()[:16]
 
 
+def begin(spec: Spec) -> ViT:
+    """The model before its first step."""
+    model = load(spec.start) if spec.start else ViT(**spec.architecture)
+    if spec.patches:
+        embed = FlexiEmbed(spec.architecture["patch_size"], 3, spec.architecture["dim"])
+        embed.load_state_dict(model.patch_embed.state_dict())
+        model.patch_embed = embed
+    return model
+
+
+def finish(model: ViT, spec: Spec) -> ViT:
+    """The model as it ships: plain patches of its own size, and pixels as they are."""
+    if isinstance(model.patch_embed, FlexiEmbed):
+        plain = PatchEmbed(model.patch_embed.patch, 3, spec.architecture["dim"])
+        plain.load_state_dict(model.patch_embed.state_dict())
+        model.patch_embed = plain
+    model.set_impl("fast").eval()
+    if not spec.start:
+        fold_normalisation(model)
+    return model
+
+
 def make(name: str, folder: Path, device: str = "cpu", progress: bool = True) -> dict[str, Any]:
     """Train a shipped model from nothing, save it with its card, and return the card. Resumes when interrupted."""
     if name not in SPECS:
         raise LabkitError(f'The model "{name}" is unknown; choose one of {", ".join(SPECS)}.{closest(name, SPECS)}')
     spec = SPECS[name]
     torch.manual_seed(spec.recipe.seed)
-    model = ViT(**spec.architecture).to(device)
+    model = begin(spec).to(device)
     # Written-out attention trains faster than the fused kernel in bfloat16 on a CPU; the weights are the same.
     model.set_impl("plain")
     module: nn.Module = TokenLabels(model).to(device) if spec.loss is token_label_loss else model
@@ -176,12 +228,14 @@ def make(name: str, folder: Path, device: str = "cpu", progress: bool = True) ->
         return replace(batch, images=(batch.images - MEAN) / STD)
 
     held_out = spec.held_out()
-    log = train(module, normalised, spec.recipe, loss=spec.loss, folder=folder, every=250, progress=progress)
+    loss = every_patch(spec.patches, spec.loss) if spec.patches and spec.loss else spec.loss
+    seen = source if spec.start else normalised
+    log = train(module, seen, spec.recipe, loss=loss, folder=folder, every=250, progress=progress)
     log.save(folder / "log.json")
-    model = model.cpu().set_impl("fast").eval()
-    fold_normalisation(model)
+    model = finish(model.cpu(), spec)
     path = paths.CHECKPOINTS / f"{name}.safetensors"
     save(model, path, spec.architecture)
+    resized = {str(size): accuracy(flexible(model, size), held_out) for size in spec.patches}
     written = {
         "name": name,
         "about": spec.about,
@@ -189,6 +243,7 @@ def make(name: str, folder: Path, device: str = "cpu", progress: bool = True) ->
         "architecture": spec.architecture,
         "recipe": asdict(spec.recipe) | {"batch": spec.batch, "images": spec.batch * spec.recipe.steps},
         "held_out": accuracy(model, held_out) | {"data": repr(held_out), "hash": data_hash(held_out)},
+        **({"start": spec.start, "patches": resized} if resized else {}),
         "torch": torch.__version__,
         "bytes": path.stat().st_size,
         "sha256": sha256(path),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 from labkit import data, paths, zoo
 from labkit.checkpoint import save, sha256
+from labkit.data.batch import ImageSet
 from labkit.errors import LabkitError
+from labkit.patching.flexi import FlexiEmbed, flexible
 from labkit.verify import hits
-from labkit.vit import ViT
+from labkit.vit import PatchEmbed, ViT
 
 SMALL = {"image_size": 16, "patch_size": 8, "classes": 3, "dim": 8, "depth": 1, "heads": 2}
 
@@ -125,8 +128,6 @@ def test_the_command_line_says_what_it_takes():
 
 
 def test_making_a_model_writes_a_card_that_loads(tmp_path, monkeypatch):
-    from dataclasses import replace
-
     spec = zoo.SPECS["digits-vit"]
     quick = replace(spec, recipe=replace(spec.recipe, steps=3), architecture=spec.architecture | {"depth": 1})
     monkeypatch.setitem(zoo.SPECS, "digits-vit", quick)
@@ -134,3 +135,62 @@ def test_making_a_model_writes_a_card_that_loads(tmp_path, monkeypatch):
     zoo.make("digits-vit", tmp_path / "run", progress=False)
     assert json.loads((tmp_path / "run" / "log.json").read_text())[-1]["step"] == 3
     zoo.load("digits-vit")
+
+
+# --- a model for several sizes of patches -----------------------------------------------------------------------
+def test_the_flexible_model_reads_both_of_its_sizes_as_its_card_says():
+    card, model = zoo.card("shapes-vit-flexi"), zoo.load("shapes-vit-flexi")
+    assert list(card["patches"]) == ["8", "16"] and card["patches"]["8"]["accuracy"] == card["held_out"]["accuracy"]
+    assert type(model.patch_embed) is PatchEmbed
+    some = data.shapes("test", 300)
+    told = card["patches"]["16"]["accuracy"]
+    right = hits(flexible(model, 16), some).float().mean().item()
+    assert abs(right - told) < 4 * (told * (1 - told) / len(some)) ** 0.5
+    assert right > hits(flexible(zoo.load("shapes-vit"), 16), some).float().mean().item() + 0.3
+
+
+def test_every_batch_is_read_with_every_size_and_all_of_them_move_the_one_kernel():
+    model = ViT(**SMALL, patching=FlexiEmbed(8, 3, 8))
+    batch, sizes = ImageSet(torch.rand(2, 3, 16, 16), torch.tensor([0, 2]), names=["a", "b", "c"]), []
+
+    def loss(module, batch):
+        sizes.append(module.patch_embed.patch)
+        logits = module(batch.images)
+        return logits.square().mean() * len(sizes), logits
+
+    value, logits = zoo.every_patch((8, 4), loss)(model, batch)
+    assert sizes == [8, 4] and model.patch_embed.patch == 8
+    assert torch.equal(logits, model(batch.images))
+    each = [loss(model, batch)[0]]
+    model.patch_embed.patch = 4
+    each.append(loss(model, batch)[0])
+    assert value.item() == pytest.approx((each[0].item() / 3 + 2 * each[1].item() / 4) / 2)
+    value.backward()
+    assert model.patch_embed.proj.weight.grad.abs().sum() > 0
+
+
+def test_a_model_that_starts_from_another_ends_plain_and_reads_pixels_as_they_are(tmp_path, monkeypatch):
+    spec = zoo.SPECS["shapes-vit-flexi"]
+    seen = []
+
+    def images(step, done):
+        seen.append(data.shapes("train", 2, start=step))
+        return seen[-1]
+
+    monkeypatch.setattr(zoo, "data_hash", lambda held_out: "none")
+    quick = replace(
+        spec,
+        recipe=replace(spec.recipe, steps=1, lr=0.0),
+        batches=lambda batch: images,
+        held_out=lambda: data.shapes("test", 20),
+    )
+    monkeypatch.setitem(zoo.SPECS, "shapes-vit-flexi", quick)
+    first = zoo.load("shapes-vit")
+    shutil.copy(paths.CHECKPOINTS / "shapes-vit.safetensors", tmp_path)
+    shutil.copy(paths.CHECKPOINTS / "shapes-vit.json", tmp_path)
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
+    card = zoo.make("shapes-vit-flexi", tmp_path / "run", progress=False)
+    again = zoo.load("shapes-vit-flexi")
+    assert (again(seen[0].images) - first(seen[0].images)).abs().max() < 1e-4, "nothing was learned, nothing is folded"
+    assert card["start"] == "shapes-vit" and set(card["patches"]) == {"8", "16"}
+    assert not hasattr(zoo.begin(zoo.SPECS["digits-vit"]).patch_embed, "patch")
