@@ -1,6 +1,7 @@
 # The two commands are `make lab` and `make test`; they need Python >= 3.11, git and make, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test lab test notebooks report bench train lock clean
+.PHONY: help setup setup-test lab test test-binder test-gpu notebooks notebooks-check variants shots report bench train \
+	lock clean
 
 PY := .venv/bin/python
 LESSON := 00_start_here
@@ -21,8 +22,23 @@ lab: setup  ## install, then open the course in JupyterLab (HEADLESS=1: no brows
 test: setup-test  ## install the tested versions, then run everything that must pass
 	@$(PY) tools/check.py
 
+test-binder: setup-test  ## rehearse a launch on Binder: fresh install, JupyterLab, three lessons below 1 GB (minutes)
+	@$(PY) tools/binder.py
+
+test-gpu: setup-test  ## run every lesson on the GPU and compare it with what the CPU wrote (ONLY=05_seeing_attention for one)
+	@$(PY) tools/gpu.py $(ONLY)
+
 notebooks: setup-test  ## run every lesson from its .py and write the paired .ipynb (ONLY=04_build_a_vit for one)
 	@$(PY) tools/notebooks.py $(ONLY)
+
+notebooks-check: setup-test  ## run every lesson twice, the second time in random order, and compare with what is saved
+	@$(PY) tools/check.py notebooks
+
+variants: setup-test  ## make the learner's, the clean and the solved notebook of every lesson in build/variants/
+	@$(PY) tools/variants.py
+
+shots: setup-test  ## photograph lessons in a browser, light and dark, to build/shots/ (ONLY=05_seeing_attention)
+	@$(PY) tools/shots.py $(ONLY)
 
 report: setup  ## run one lesson and leave it as a page in report/ (LESSON=00_start_here)
 	@$(PY) -m labkit.cli report lesson $(LESSON) --force

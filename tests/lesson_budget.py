@@ -1,6 +1,7 @@
 """A pytest plugin beside nbval: every cell of a lesson, and the lesson as a whole, keeps its seconds and its memory.
 
-`pytest --nbval -p tests.lesson_budget` reads both from the kernel's process while nbval runs and compares the cells.
+`pytest --nbval -p tests.lesson_budget` reads both from the kernel's process while nbval runs and compares the cells;
+with `-n2 --dist=loadfile`, too: what a lesson took travels with its reports and stands in the one summary.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ import pytest
 
 SECONDS, CELL_SECONDS, MEMORY = 60, 20, 1e9  # a free Binder machine guarantees 1 GB
 
-spent: dict[Path, float] = {}  # seconds of each lesson so far
+spent: dict[Path, float] = {}  # seconds of each lesson so far, in the process that runs it
+taken: dict[str, tuple[float, float]] = {}  # seconds and peak bytes of each lesson, in the process that reports
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # two kernels at a time: neither may take all cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def processor_seconds(pid: int) -> float:
@@ -40,12 +45,20 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     seconds = min(processor_seconds(pid) - cpu, time.monotonic() - wall)
     spent[item.path] = spent.get(item.path, 0.0) + seconds
     peak = peak_memory(pid)
+    item.user_properties.append(("lesson", [item.path.stem, spent[item.path], peak]))
     assert seconds <= CELL_SECONDS, f"this cell takes {seconds:.1f} s; a cell has {CELL_SECONDS} s"
     assert spent[item.path] <= SECONDS, f"with this cell the lesson takes {spent[item.path]:.1f} s; it has {SECONDS} s"
     assert peak <= MEMORY, f"with this cell the lesson takes {peak / 1e6:.0f} MB; it has {MEMORY / 1e6:.0f} MB"
     return result
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    for kind, value in report.user_properties if report.when == "call" else ():
+        if kind == "lesson" and isinstance(value, list):
+            name, seconds, peak = value  # the last cell has the last word
+            taken[name] = seconds, peak
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for path, seconds in spent.items():
-        terminalreporter.write_line(f"{path.stem}: {seconds:.0f} s")
+    for name, (seconds, peak) in sorted(taken.items()):
+        terminalreporter.write_line(f"{name}: {seconds:.0f} s, {peak / 1e6:.0f} MB")

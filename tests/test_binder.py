@@ -1,4 +1,7 @@
-"""binder/: read here as Binder reads it, because a mistake there shows only at somebody's launch."""
+"""binder/: read here as Binder reads it, because a mistake there shows only at somebody's launch.
+
+The launch itself is `make test-binder`: it installs some gigabytes, which is too much for every run of the tests.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from labkit import paths
+from tests.tools import tool
 
 ROOT = paths.ROOT
 BINDER = ROOT / "binder"
@@ -102,10 +106,35 @@ def test_start_sets_the_environment_and_becomes_the_command_it_is_given():
     assert child.communicate()[0].split() == ["2", "1", str(child.pid)]
 
 
-@pytest.mark.skipif("LABKIT_SLOW" not in os.environ, reason="asks the package index; LABKIT_SLOW=1 runs it")
-def test_the_pins_can_be_installed_together(tmp_path):
-    """The same versions as plain builds: the CPU index is not reachable from everywhere."""
-    plain = [line.replace("+cpu", "") for line in lines(BINDER / "requirements.txt") if line != CPU_WHEELS]
-    (tmp_path / "plain.txt").write_text("\n".join(plain))
-    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--ignore-installed"]
-    subprocess.run([*pip, "-r", tmp_path / "plain.txt"], check=True)
+# --- the rehearsal, tools/binder.py ---------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def rehearsal():
+    return tool("binder")
+
+
+def test_without_the_cpu_index_the_plain_builds_of_the_same_versions_stand_in(rehearsal, tmp_path):
+    text = (BINDER / "requirements.txt").read_text()
+    assert rehearsal.requirements(text, reachable=True) == text
+    (tmp_path / "plain.txt").write_text(rehearsal.requirements(text, reachable=False))
+    plain = lines(tmp_path / "plain.txt")
+    assert len(pins(plain)) == len(plain)
+    assert pins(plain) == {
+        name: version.removesuffix("+cpu") for name, version in pins(lines(BINDER / "requirements.txt")).items()
+    }
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not keep to this limit")
+def test_the_cap_stops_a_process_that_asks_for_more(rehearsal):
+    def ask(limit: float) -> int:
+        command = rehearsal.capped([sys.executable, "-c", "bytearray(400_000_000)"], limit)
+        return subprocess.run(command, capture_output=True).returncode
+
+    assert ask(800e6) == 0 and ask(300e6) == 1
+
+
+def test_the_rehearsal_inherits_neither_this_python_nor_the_settings_of_labkit(rehearsal, monkeypatch):
+    for name in ("PYTHONPATH", "VIRTUAL_ENV", "LABKIT_DATA"):
+        monkeypatch.setenv(name, "/nowhere")
+    env = rehearsal.environment()
+    assert "/nowhere" not in env.values()
+    assert env["PATH"].startswith(str(rehearsal.ENV / "bin"))

@@ -1,8 +1,13 @@
-"""Runs everything that must pass, one step after another, even after a failure; ends with one summary."""
+"""Runs everything that must pass, one step after another, even after a failure; ends with one summary.
+
+`python tools/check.py notebooks` runs the lessons alone, twice in a row, the second time in another order: none may
+live on what an earlier one, or its own last run, left behind. LESSON_ORDER=1234 repeats the order of seed 1234.
+"""
 
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import time
@@ -12,19 +17,38 @@ ROOT = Path(__file__).resolve().parents[1]
 Step = tuple[str, list[str]]
 
 
-def steps(root: Path) -> list[Step]:
+def steps(root: Path, seed: int = 0) -> list[Step]:
     python = [sys.executable, "-m"]
-    lessons = sorted(str(p.relative_to(root)) for p in root.glob("notebooks/*.ipynb"))
-    nbval = "-p tests.lesson_budget --nbval --nbval-cell-timeout=180 --nbval-current-env"
-    sanitize = ["--nbval-sanitize-with", "tests/sanitize.cfg"]
     return [
         ("ruff check", [*python, "ruff", "check", "."]),
         ("ruff format", [*python, "ruff", "format", "--check", "."]),
         ("mypy", [*python, "mypy"]),
         ("pytest", [*python, "pytest", "-rs", "-n2", "--dist=loadfile", "tests"]),
-        # without a lesson pytest is given a name that does not exist, and fails
-        ("notebooks", [*python, "pytest", *nbval.split(), *sanitize, *(lessons or ["notebooks/00_start_here.ipynb"])]),
+        ("notebooks", nbval(shuffled(lessons(root), seed))),
     ]
+
+
+def twice(root: Path, seed: int) -> list[Step]:
+    return [
+        ("notebooks", nbval(lessons(root))),
+        ("notebooks again", nbval(shuffled(lessons(root), seed))),
+    ]
+
+
+def lessons(root: Path) -> list[str]:
+    found = sorted(str(p.relative_to(root)) for p in root.glob("notebooks/*.ipynb"))
+    return found or ["notebooks/00_start_here.ipynb"]  # given a name that does not exist, pytest fails
+
+
+def shuffled(names: list[str], seed: int) -> list[str]:
+    return random.Random(seed).sample(names, len(names))
+
+
+def nbval(names: list[str]) -> list[str]:
+    """Each lesson run anew and compared with what is saved: two at a time, in this order, each within its budget."""
+    workers = ["-n2", "--dist=loadfile", "--no-loadscope-reorder"]
+    compare = ["--nbval", "--nbval-cell-timeout=180", "--nbval-current-env", "--nbval-sanitize-with=tests/sanitize.cfg"]
+    return [sys.executable, "-m", "pytest", *workers, "-p", "tests.lesson_budget", *compare, *names]
 
 
 def run(todo: list[Step], root: Path) -> int:
@@ -39,7 +63,7 @@ def run(todo: list[Step], root: Path) -> int:
     print("\n== summary")
     for name, code, seconds in results:
         why = "" if code == 0 else f"  exit code {code}, see == {name} above"
-        print(f"  {'passed' if code == 0 else 'FAILED'}  {name:<12} {seconds:7.1f} s{why}")
+        print(f"  {'passed' if code == 0 else 'FAILED'}  {name:<15} {seconds:7.1f} s{why}")
     print(f"  total {sum(seconds for *_, seconds in results):.0f} s")
     print(f"steps: {len(results) - failed} passed, {failed} failed", flush=True)
     return 1 if failed else 0
@@ -51,6 +75,14 @@ def browser(root: Path) -> None:
         os.environ["LABKIT_REQUIRE_BROWSER"] = "1"
 
 
-if __name__ == "__main__":
+def main(words: list[str]) -> int:
+    seed = int(os.environ.get("LESSON_ORDER") or random.randrange(10_000))
+    print(f"The lessons come in the order of seed {seed}; LESSON_ORDER={seed} repeats it.", flush=True)
+    if words == ["notebooks"]:
+        return run(twice(ROOT, seed), ROOT)
     browser(ROOT)
-    sys.exit(run(steps(ROOT), ROOT))
+    return run(steps(ROOT, seed), ROOT)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -124,9 +124,9 @@ def lab(browser, tmp_path_factory) -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def notebook(lab, browser) -> Iterator[Callable]:
-    """`notebook(path)` opens a copy of a notebook in JupyterLab, without its saved outputs, with a fresh kernel."""
+    """`notebook(path, fast=True)` opens a copy in JupyterLab, without its saved outputs, with a fresh kernel."""
     with watched(browser) as open_page:
-        yield lambda path: lab.open(path, open_page(server=lab.url))
+        yield lambda path, **options: lab.open(path, open_page(server=lab.url), **options)
         lab.shut_kernels_down()
 
 

@@ -112,10 +112,6 @@ class Lab:
         self.stop()
         raise RuntimeError(f"JupyterLab did not answer; its log:\n{(self.folder / 'log').read_text()[-3000:]}")
 
-    def cell(self, number: int):
-        """A cell and what is shown below it."""
-        return self.page.locator(".jp-Cell").nth(number)
-
     def ask(self, path: str, method: str = "GET") -> bytes:
         head = {"Authorization": f"token {self.token}"}
         with urllib.request.urlopen(
@@ -123,12 +119,14 @@ class Lab:
         ) as reply:
             return reply.read()
 
-    def open(self, path: Path, page) -> Notebook:
-        """A copy of the notebook without its outputs, in a tab of its own, its kernel ready."""
+    def open(self, path: Path, page, fast: bool = False) -> Notebook:
+        """A copy of the notebook without its outputs, in its own tab, the kernel ready; `fast` shortens a lesson."""
         document = nbformat.read(path, as_version=4)
         for cell in document.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
+            if fast and "parameters" in cell.metadata.get("tags", []):
+                cell.source += "\nfast = True"
         nbformat.write(document, self.folder / "notebooks" / path.name)
         page.goto(f"{self.url}/lab/tree/{path.name}?token={self.token}&reset")
         page.wait_for_function(IDLE, timeout=60_000)

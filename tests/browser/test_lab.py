@@ -17,7 +17,9 @@ from labkit.viz.colour import colours
 from tests.browser.overlay import Overlay
 
 KERNEL = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
-LESSON = paths.NOTEBOOKS / "05_seeing_attention.ipynb"
+FIRST, LESSON, PRUNING = (
+    paths.NOTEBOOKS / f"{name}.ipynb" for name in ("00_start_here", "05_seeing_attention", "07_token_pruning")
+)
 MODEL = """\
 import labkit
 
@@ -177,10 +179,37 @@ def attention_of(lab, words: str) -> np.ndarray | None:
     return None if attention is None else np.array(attention)
 
 
-@pytest.mark.skipif(not LESSON.is_file(), reason=f"{LESSON.name} is not in this checkout")
+def test_the_first_lesson_runs_and_its_dial_follows_the_keys(notebook):
+    lab = notebook(FIRST, fast=True)
+    lab.run(seconds=400)
+    assert lab.errors() == []
+    cell = lab.page.locator(".jp-CodeCell", has_text="ui = dial.KeepDial")
+    said, handle = cell.locator('[role="status"]'), cell.locator(".noUi-handle")
+    cell.scroll_into_view_if_needed()
+    expect(said).to_contain_text("Keep 10% of the patches (6 of 64)")  # where the code of the lesson left it
+    handle.press("ArrowRight")
+    expect(said).to_contain_text("Keep 15% of the patches (10 of 64)")
+    lab.wait_for("print(ui.state())", said.inner_text())
+
+
+def test_the_lesson_on_pruning_runs_and_its_film_is_stepped_through_with_keys(notebook):
+    lab = notebook(PRUNING, fast=True)
+    lab.run(seconds=400)
+    assert lab.errors() == []
+    place = lab.page.locator(".jp-CodeCell", has_text="film = labkit.Explorer").locator(".labkit-explorer")
+    place.scroll_into_view_if_needed()
+    said, canvas = place.locator(".says"), place.locator("canvas")
+    lab.wait_for("print(film.step, film.describe())", f"6 {said.text_content()}")
+    for step in (5, 4, 3):
+        before = said.text_content()
+        canvas.press("PageUp")
+        expect(said).not_to_have_text(before)
+        lab.wait_for("print(film.step, film.describe())", f"{step} {said.text_content()}")
+
+
 def test_the_lesson_runs_and_its_explorers_show_what_python_says(notebook):
     lab = notebook(LESSON)
-    lab.run(seconds=180)
+    lab.run(seconds=400)
     assert lab.errors() == []
     places = lab.page.locator(".labkit-explorer").all()
     assert places
