@@ -24,35 +24,9 @@ _HOME = {
     "progress": "labkit.check.progress",
 }
 _MODULES = (
-    *(
-        "attention",
-        "blocks",
-        "check",
-        "clock",
-        "compress",
-        "convert",
-        "cost",
-        "data",
-        "distill",
-        "doctor",
-        "explain",
-        "fuse",
-    ),
-    *(
-        "memory",
-        "operations",
-        "papers",
-        "patching",
-        "positions",
-        "quant",
-        "results",
-        "roofline",
-        "tokens",
-        "tracing",
-        "train",
-        "viz",
-        "zoo",
-    ),
+    *("attention", "audit", "blocks", "check", "clock", "compress", "convert", "cost", "data", "distill", "doctor"),
+    *("explain", "fuse", "memory", "operations", "papers", "patching", "positions", "quant", "results", "roofline"),
+    *("stack", "tokens", "tracing", "train", "viz", "zoo"),
 )
 __all__ = [*_HOME, *_MODULES]
 

@@ -30,16 +30,39 @@ def doctor(args: argparse.Namespace) -> int:
     return 0 if doctor.healthy(rows) else 1
 
 
-def lesson(args: argparse.Namespace) -> int:
-    from labkit import report
-
+def pairs(told: list[str]) -> dict[str, str]:
+    """The values of `-p name=value`, as typed."""
     values = {}
-    for pair in args.parameter:
+    for pair in told:
         name, equals, value = pair.partition("=")
         if not (name and equals):
             raise LabkitError(f'-p takes name=value, as in -p seed=1; "{pair}" is not of that form.')
         values[name] = value
-    print(report.lesson(args.name, values, args.out, args.force))
+    return values
+
+
+def lesson(args: argparse.Namespace) -> int:
+    from labkit import report
+
+    print(report.lesson(args.name, pairs(args.parameter), args.out, args.force, args.parameters))
+    return 0
+
+
+def audit(args: argparse.Namespace) -> int:
+    from labkit.audit import run
+
+    named = {name: getattr(args, name) for name in ("model", "weights", "images", "labels")}
+    values = pairs(args.parameter) | {name: value for name, value in named.items() if value is not None}
+    if args.fast:
+        values["fast"] = "True"
+    print(run.audit(values, args.out, args.force))
+    return 0
+
+
+def compare(args: argparse.Namespace) -> int:
+    from labkit.audit import run
+
+    print(run.compare(args.first, args.second))
     return 0
 
 
@@ -72,9 +95,28 @@ def parser() -> Parser:
     add = reports.add_parser("lesson", help="a lesson of the course, with other parameters")
     add.add_argument("name", metavar="NAME", help="as in 00_start_here")
     add.add_argument("-p", dest="parameter", metavar="name=value", action="append", default=[])
+    add.add_argument(
+        "--parameters", metavar="FILE", type=Path, help="a JSON object of parameters, as lesson 11 exports; -p wins"
+    )
     add.add_argument("--out", metavar="DIR", type=Path, default=Path("report"), help="default: report")
     add.add_argument("--force", action="store_true", help="overwrite an earlier report")
     add.set_defaults(run=lesson)
+
+    add = reports.add_parser("audit", help="which tokens and bits a model can give up, on your images")
+    add.add_argument("--model", metavar="NAME", help="a model that ships, one of timm, or a file of labkit.save")
+    add.add_argument("--weights", metavar="FILE", help="a .safetensors file for a model of timm")
+    add.add_argument("--images", metavar="DIR", help="images, or one folder of images for each class")
+    add.add_argument("--labels", metavar="FILE", help="a CSV: file name, number of the class")
+    add.add_argument("--fast", action="store_true", help="fewer choices, within a minute")
+    add.add_argument("-p", dest="parameter", metavar="name=value", action="append", default=[])
+    add.add_argument("--out", metavar="DIR", type=Path, default=Path("report"), help="default: report")
+    add.add_argument("--force", action="store_true", help="overwrite an earlier audit")
+    add.set_defaults(run=audit)
+
+    add = reports.add_parser("compare", help="two audits beside each other")
+    add.add_argument("first", metavar="A.json", type=Path)
+    add.add_argument("second", metavar="B.json", type=Path)
+    add.set_defaults(run=compare)
 
     commands.add_parser("models", help="the names that labkit.load knows").set_defaults(run=models)
     commands.add_parser("version", help="the version of labkit").set_defaults(run=version)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,10 @@ from labkit.tables import Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image as Picture
+
+
+WIDTH = 88  # columns that fit below a cell on a small screen
+NUMBER = re.compile(r"[-+−±×]?[\d.,]+( ?(%|×|[kMG]?B|[mµn]?s|[kMG]|points?))?( \[.*\])?|-|–|")
 
 
 def setup(seed: int = 0, device: str = "auto") -> torch.device:
@@ -68,7 +74,7 @@ def figure(fig: Figure | Picture, alt: str) -> None:
     from labkit.viz.figures import png
 
     display(Image(png(fig), alt=alt))
-    print(alt)
+    print(textwrap.fill(alt, WIDTH))  # a notebook would break a longer line inside words
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close(fig)
 
@@ -87,8 +93,12 @@ def text(value: Any, digits: int = 4) -> str:
     )
 
 
+def _is_number(cell: Any) -> bool:
+    return NUMBER.fullmatch(cell) is not None if isinstance(cell, str) else True
+
+
 def table(rows: Iterable[Sequence[Any]], headers: Sequence[str], digits: int = 4) -> Table:
-    """A table of `rows`; floats are rounded to `digits`, None is a dash."""
+    """A table of `rows`; floats are rounded to `digits`, None is a dash; columns of numbers stand on the right."""
     rows = [list(row) for row in rows]
     for i, row in enumerate(rows):
         if len(row) != len(headers):
@@ -99,5 +109,5 @@ def table(rows: Iterable[Sequence[Any]], headers: Sequence[str], digits: int = 4
             return "-"
         return value if isinstance(value, str) else text(value, digits)
 
-    numeric = [bool(rows) and not any(isinstance(row[i], str) for row in rows) for i in range(len(headers))]
+    numeric = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(headers))]
     return Table([str(header) for header in headers], [[cell(value) for value in row] for row in rows], numeric)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import ast
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from labkit import paths
+from labkit import choices, paths
 from labkit.errors import LabkitError, closest
 
 STATIC = [
@@ -24,33 +25,56 @@ STATIC = [
 ]
 
 
-def lesson(name: str, values: dict[str, str], out: Path = Path("report"), force: bool = False) -> Path:
-    """Runs a lesson with `values` (as typed), writes OUT/NAME.ipynb and OUT/NAME.html; returns the page."""
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
+def lesson(
+    name: str, values: dict[str, str], out: Path = Path("report"), force: bool = False, file: Path | None = None
+) -> Path:
+    """Runs a lesson with `values` (as typed) and, where they say nothing, those of a JSON file; returns the page.
 
+    It leaves OUT/NAME.ipynb and OUT/NAME.html.
+    """
     source = find(name)
-    chosen = parameters(source, values)
+    chosen = parameters(source, values, {} if file is None else choices.read_object(file))
     notebook, page = out / f"{name}.ipynb", out / f"{name}.html"
     prepare(source, notebook, page, force=force)
+    execute(source, notebook, chosen, paths.NOTEBOOKS)
+    page.write_text(as_html(notebook), encoding="utf-8")
+    return page
+
+
+Told = Callable[[int, int, list[str]], None]  # cells done, cells in all, the tags of the one that begins
+
+
+def execute(source: Path, notebook: Path, chosen: dict[str, Any], folder: Path, told: Told | None = None) -> None:
+    """Runs `source` in `folder` and keeps what it has done in `notebook`, however far it comes."""
+    import papermill
+    from papermill.engines import NBClientEngine, papermill_engines
+    from papermill.exceptions import PapermillExecutionError
+
+    class Engine(NBClientEngine):  # type: ignore[misc]
+        @classmethod
+        def execute_managed_notebook(cls, manager: Any, kernel_name: str, **how: Any) -> Any:
+            begin = manager.cell_start
+
+            def start(cell: Any, cell_index: int | None = None, **more: Any) -> Any:
+                if told is not None:
+                    told(cell_index or 0, len(manager.nb.cells), list(cell.metadata.get("tags", [])))
+                return begin(cell, cell_index, **more)
+
+            manager.cell_start = start
+            return super().execute_managed_notebook(manager, kernel_name, **how)
+
+    papermill_engines.register("labkit", Engine)
+    where = {"cwd": folder, "kernel_name": "python3", "language": "python"}
     try:
-        papermill.execute_notebook(
-            source,
-            notebook,
-            chosen,
-            kernel_name="python3",
-            language="python",
-            cwd=paths.NOTEBOOKS,
-            progress_bar=False,
-        )
+        papermill.execute_notebook(source, notebook, chosen, engine_name="labkit", progress_bar=False, **where)
     except PapermillExecutionError as error:
         what = str(error.evalue).splitlines() or [""]
         raise LabkitError(
-            f"{name} stopped in cell [{error.exec_count}] ({error.ename}: {what[0]}). "
+            f"{source.stem} stopped in cell [{error.exec_count}] ({error.ename}: {what[0]}). "
             f"What it had done until then is in {notebook}."
         ) from error
-    page.write_text(as_html(notebook), encoding="utf-8")
-    return page
+    except OSError as error:
+        raise LabkitError(f"{notebook} cannot be written ({error.strerror}); choose another folder.") from error
 
 
 def find(name: str) -> Path:
@@ -62,20 +86,21 @@ def find(name: str) -> Path:
     return source
 
 
-def parameters(source: Path, values: dict[str, str]) -> dict[str, Any]:
-    """`values` as Python values, each of the kind of the lesson's own default."""
+def parameters(source: Path, values: dict[str, str], told: dict[str, Any] | None = None) -> dict[str, Any]:
+    """`values` as Python values and, where they say nothing, those `told`; each of the kind of the lesson's default."""
     import papermill
 
     known = papermill.inspect_notebook(source)
-    chosen = {}
-    for name, text in values.items():
+    told = told or {}
+    for name in (*values, *told):
         if name not in known:
             raise LabkitError(
                 f'{source.stem} has no parameter "{name}".{closest(name, known)} '
                 f"It has: {', '.join(known) or 'none'}. Nothing was run."
             )
-        chosen[name] = like(literal(known[name]["default"]), text, name)
-    return chosen
+    defaults = {name: literal(known[name]["default"]) for name in known}
+    chosen = {name: checked(defaults[name], value, repr(value), name) for name, value in told.items()}
+    return chosen | {name: like(defaults[name], text, name) for name, text in values.items()}
 
 
 def literal(text: str) -> Any:
@@ -86,13 +111,17 @@ def literal(text: str) -> Any:
 
 
 def like(default: Any, text: str, name: str) -> Any:
-    """`text` as a value of the default's kind; a whole number may stand for a decimal one."""
-    value = text if isinstance(default, str) else literal(text)
+    """`text` as a value of the default's kind."""
+    return checked(default, text if isinstance(default, str) else literal(text), f'"{text}"', name)
+
+
+def checked(default: Any, value: Any, told: str, name: str) -> Any:
+    """A value of the default's kind; a whole number may stand for a decimal one, and without a default anything."""
     kinds = (int, float) if type(default) is float else type(default)
     if default is not None and (not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool)):
-        kind = {"bool": "True or False", "int": "a whole number", "float": "a number"}
+        kind = {"bool": "True or False", "int": "a whole number", "float": "a number", "str": "a text"}
         expected = kind.get(type(default).__name__, f"a {type(default).__name__}")
-        raise LabkitError(f'Parameter {name} must be {expected}, as its default {default!r}; "{text}" is not.')
+        raise LabkitError(f"Parameter {name} must be {expected}, as its default {default!r}; {told} is not.")
     return value
 
 

@@ -173,3 +173,64 @@ def test_without_a_course_there_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path / "none")
     with pytest.raises(LabkitError, match=r"none, and it is not there[.] Run inside a clone of labkit"):
         report.lesson("00_start_here", {})
+
+
+# --- parameters from a file -------------------------------------------------------------------------------------
+@pytest.fixture
+def best(course):
+    """A file of parameters in the current folder."""
+
+    def write(text: str) -> str:
+        Path("best.json").write_text(text)
+        return "best.json"
+
+    return write
+
+
+def test_a_file_of_parameters_is_run_and_what_is_typed_wins(course, best, capsys):
+    file = best('{"seed": 4, "keep": 1, "fast": false, "model": "mine"}')
+    call = ["report", "lesson", "00_start_here", "--parameters", file, "-p", "model=typed", "-p", "seed=2"]
+    assert cli.main(call) == 0
+    page = Path(capsys.readouterr().out.strip())
+    assert "ran with 2 False 1 typed" in outputs(page.with_suffix(".ipynb"))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            '{"sed": 1}',
+            'has no parameter "sed". Did you mean "seed"? It has: seed, fast, keep, model. Nothing was run.',
+        ),
+        ('{"seed": "1"}', "Parameter seed must be a whole number, as its default 0; '1' is not."),
+        ('{"seed": true}', "Parameter seed must be a whole number, as its default 0; True is not."),
+        ('{"fast": 1}', "Parameter fast must be True or False"),
+        ('{"keep": null}', "Parameter keep must be a number, as its default 0.5; None is not."),
+        ('{"keep": [0.5]}', "Parameter keep must be a number"),
+        ('{"model": 3}', "Parameter model must be a text, as its default 'shapes-vit'; 3 is not."),
+        ('{"seed": 1', "best.json is no JSON (line 1: "),
+        ("[1, 2]", "best.json holds a list; expected an object of names and values"),
+        ("\x00", "best.json is no JSON"),
+    ],
+)
+def test_a_wrong_file_of_parameters_is_one_line_and_runs_nothing(course, best, capsys, text, sentence):
+    assert cli.main(["report", "lesson", "00_start_here", "--parameters", best(text)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("labkit: ") and sentence in err and err.count("\n") == 1
+    assert not Path("report").exists()
+
+
+def test_a_missing_file_of_parameters_is_one_line_and_runs_nothing(course, capsys):
+    assert cli.main(["report", "lesson", "00_start_here", "--parameters", "none.json"]) == 2
+    assert capsys.readouterr().err == (
+        "labkit: There is no file none.json; expected a JSON object of names and values.\n"
+    )
+    assert cli.main(["report", "lesson", "00_start_here", "--parameters", "notebooks"]) == 2
+    assert "notebooks cannot be read (Is a directory)" in capsys.readouterr().err
+    assert not Path("report").exists()
+
+
+def test_without_a_default_a_file_may_say_anything(course):
+    write_lesson(course / "01_free.ipynb", "bits = None", "print(bits)")
+    assert report.parameters(course / "01_free.ipynb", {}, {"bits": 8}) == {"bits": 8}
+    assert report.parameters(course / "01_free.ipynb", {"bits": "4"}, {"bits": 8}) == {"bits": 4}

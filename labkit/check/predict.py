@@ -96,7 +96,8 @@ class Reveal:
         who = "You predicted" if self.committed else "Nobody predicted; in its place stands"
         verdict = "As predicted." if self.met else "Not as predicted."
         if not isinstance(self.measured, str):
-            verdict = f"{verdict[:-1]}: off by {said(abs(self.guess - self.measured), self.unit)}."
+            unit = "points" if self.unit.startswith("%") else self.unit
+            verdict = f"{verdict[:-1]}: off by {said(abs(self.guess - self.measured), unit)}."
         return f"{who}: {said(self.guess, self.unit)}. Measured: {said(self.measured, self.unit)}. {verdict}"
 
     def _repr_html_(self) -> str:

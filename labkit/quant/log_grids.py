@@ -148,4 +148,4 @@ def fit_ada_log(
 
 
 def _ada_log(x: Tensor, bits: int, q: int, r: int, scale: float) -> AdaLog:
-    return AdaLog(bits, q, r, torch.tensor(scale, dtype=prepared(x[:0]).dtype))
+    return AdaLog(bits, q, r, torch.tensor(scale, dtype=prepared(x[:0]).dtype, device=x.device))

@@ -98,7 +98,7 @@ class Trace:
         return sum(kept.nbytes for kept in self.kept) + (0 if self.own is None else self.own.nbytes)
 
     def gradients(self, target: Tensor | int | None = None) -> list[Tensor]:
-        """d logit[target] / d attention, layer by layer; the target is the predicted class unless one is named."""
+        """d logit[target] / d attention, layer by layer, where the maps are; by default of the predicted class."""
         if self.graph is None:
             raise LabkitError("This trace kept no gradients; record it with trace(model, images, grads=True).")
         chosen = self.logits.argmax(dim=1) if target is None else torch.as_tensor(target, device=self.logits.device)
@@ -106,7 +106,7 @@ class Trace:
             score = self.logits.gather(1, chosen.expand(len(self.logits))[:, None]).sum()
         flat = [attn for parts in self.graph for attn in parts]
         found = iter(torch.autograd.grad(score, flat, retain_graph=True, materialize_grads=True) if flat else ())
-        return [self._arranged(layer, [next(found) for _ in parts]) for layer, parts in enumerate(self.graph)]
+        return [self._arranged(layer, [next(found).cpu() for _ in parts]) for layer, parts in enumerate(self.graph)]
 
     def rows(self, layer: int, image: int, queries: slice | Sequence[int] = slice(None)) -> Tensor:
         """Where the chosen queries look, on the layer's own grids: (heads, queries, key_prefix + key cells).

@@ -117,7 +117,7 @@ def matrices(panels: Any, titles: Sequence[str], label: str = "") -> Figure:
 
 
 @styled
-def bars(names: Sequence[str], values: Any, intervals: Any = None, label: str = "") -> Figure:
+def bars(names: Sequence[str], values: Any, intervals: Any = None, label: str = "", digits: int = 3) -> Figure:
     """Named values as bars from 0, each with its number and, when given, its interval (low, high)."""
     ends = values = numbers(values)
     rows = range(len(_matching(names, len(values), "value")))
@@ -132,7 +132,7 @@ def bars(names: Sequence[str], values: Any, intervals: Any = None, label: str = 
         ends = np.maximum(values, intervals[:, 1])
     for row, end, value in zip(rows, ends, values, strict=True):
         where = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
-        ax.annotate(f"{value:.3f}", (max(end, 0), row), **where)
+        ax.annotate(f"{value:.{digits}f}", (max(end, 0), row), **where)
     ax.axvline(0, color="black", linewidth=0.8)
     ax.margins(x=0.12)
     ax.set_yticks(rows, names)

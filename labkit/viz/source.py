@@ -77,6 +77,7 @@ def show(thing: Callable | type) -> Source:
     name = f"{thing.__module__}.{thing.__qualname__}"
     try:
         source = textwrap.dedent(inspect.getsource(thing)).rstrip()
+        source = re.sub(r"  # (noqa|type: ignore).*", "", source)  # words for tools, not for readers
     except (OSError, TypeError) as error:
         raise LabkitError(f"The source of {name} is not at hand: it is in no Python file.") from error
     module = sys.modules.get(thing.__module__)

@@ -36,7 +36,7 @@ def test_a_number_is_met_when_it_is_near():
     labkit.predict("01 right", "How many?", number=50, unit="%").commit(90)
     revealed = labkit.reveal("01 right", 95.53)
     assert revealed.met
-    assert repr(revealed) == "You predicted: 90 %. Measured: 95.5 %. As predicted: off by 5.53 %."
+    assert repr(revealed) == "You predicted: 90 %. Measured: 95.5 %. As predicted: off by 5.53 points."
     assert not labkit.reveal("01 right", 95.5, within=5).met
 
 

@@ -1,0 +1,112 @@
+"""An audit as one file: figures inside, an explorer that works without a kernel, nothing fetched, nothing else allowed.
+
+Everything that comes from outside (names of models, folders, labels) is text and stays text.
+"""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from labkit.audit.subject import Subject
+from labkit.tables import Table
+from labkit.tracing.record import trace
+from labkit.viz import page
+from labkit.viz.explorer import Explorer
+
+if TYPE_CHECKING:
+    from labkit.audit.audit import Audit, Section
+
+SHOWN = 4  # images in the explorer of the page
+STYLE = """
+.verdict { margin: 12px; padding: 8px 16px; border-left: 6px solid #2a7fb8; font-size: 1.1em; }
+section { margin: 28px 12px; }
+h2 { margin: 0 0 4px; font-size: 1.15em; }
+section img { max-width: 100%; background: #fff; border-radius: 4px; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; margin: 8px 0; font-size: 0.92em; }
+th, td { padding: 2px 10px; border-bottom: 1px solid light-dark(#ddd, #444); white-space: nowrap; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+.text { text-align: left; }
+pre { padding: 8px 12px; overflow-x: auto; white-space: pre-wrap; background: light-dark(#f4f4f6, #222228); }
+footer { margin: 28px 12px; opacity: 0.75; font-size: 0.9em; }
+"""
+
+
+def whole(audit: Audit) -> str:
+    """The page."""
+    found, advice = audit.found, audit.recommendation()
+    shown = explorer(found) if "looks" in audit.sections else None
+    parts = [f'<p class="verdict" role="status">{escape(advice["sentence"])}</p>']
+    for name, part in audit.sections.items():
+        parts.append(section(part))
+        if name == "looks" and shown is not None:
+            parts.append(f"<section><h2>Look for yourself</h2>{shown.body}</section>")
+    parts.append(reproduce(audit, advice))
+    parts.append(notes(audit))
+    style = STYLE + (shown.style if shown else "")
+    return page.document(f"Audit of {found.name}", "\n".join(parts), style, shown.script if shown else "")
+
+
+def section(part: Section) -> str:
+    """A section as HTML without a style of its own: a notebook and the page show the same."""
+    picture = ""
+    if part.picture is not None:
+        source = base64.b64encode(part.picture).decode()
+        picture = f'<p><img src="data:image/png;base64,{source}" alt="{escape(part.said)}"></p>'
+    table = f'<div class="scroll">{rows(part.table)}</div>' if part.table is not None else ""
+    return (
+        f'<section id="{part.name}"><h2>{escape(part.title)}</h2><p>{escape(part.said)}</p>{picture}{table}</section>'
+    )
+
+
+def rows(table: Table) -> str:
+    """A table whose looks are classes: an attribute of style would need a permission."""
+    kinds = ["number" if numeric else "text" for numeric in table.numeric]
+
+    def row(cells: list[str], tag: str) -> str:
+        return "".join(f'<{tag} class="{kind}">{escape(c)}</{tag}>' for c, kind in zip(cells, kinds, strict=True))
+
+    body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in table.rows)
+    return f"<table><thead><tr>{row(table.headers, 'th')}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def explorer(found: Subject) -> page.Embedded | None:
+    """The user's first images under the model's attention; nothing where the model has no maps."""
+    traced = trace(found.model, found.inputs[:SHOWN])
+    if not traced.layers:
+        return None
+    return Explorer(traced, found.images[:SHOWN]).embedded()
+
+
+def reproduce(audit: Audit, advice: dict[str, Any]) -> str:
+    """The lines of Python that build what is recommended."""
+    if not advice.get("stack"):
+        return ""
+    return f"<section><h2>In Python</h2><pre>{escape(lines(audit, advice['stack']))}</pre></section>"
+
+
+def lines(audit: Audit, stack: dict[str, Any]) -> str:
+    from labkit.stack import Stack
+
+    plain = Stack().choices()
+    told = ", ".join(f"{name}={value!r}" for name, value in stack.items() if value != plain[name])
+    return (
+        "import labkit\nfrom labkit.audit import subject\nfrom labkit.stack import Stack\n\n"
+        f"found = subject({audit.found.name!r})  # with the weights and images of this audit\n"
+        f"quick = Stack({told}).build(found.vit, calibration=found.calibration)\n"
+        "print(found.right(quick).double().mean())\n"
+    )
+
+
+def notes(audit: Audit) -> str:
+    """What the reader has to know about the images and the run."""
+    values = audit.values()
+    told = "".join(f"<li>{escape(note)}</li>" for note in audit.found.notes[:20])
+    more = len(audit.found.notes) - 20
+    told += f"<li>and {more} more, in audit.json.</li>" if more > 0 else ""
+    return (
+        f"<footer><ul>{told}</ul><p>Made {escape(values['made'])} by labkit {escape(values['labkit'])} with torch "
+        f"{escape(values['torch'])}; intervals are 95 %. All numbers are in audit.json.</p></footer>"
+    )

@@ -1,0 +1,89 @@
+"""`labkit report audit`: the notebook of the audit run by papermill, and two audits beside each other."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from labkit import paths, report
+from labkit.audit.audit import read
+from labkit.audit.subject import subject
+from labkit.errors import LabkitError
+from labkit.tables import Table
+
+NOTEBOOK = "audit.ipynb"
+WIDE = 24  # characters of the bar
+
+
+def audit(values: dict[str, str], out: Path, force: bool) -> Path:
+    """Leaves audit.html, audit.json and the executed audit.ipynb in `out`; returns the page."""
+    source = paths.need(paths.NOTEBOOKS) / "reports" / NOTEBOOK
+    if not source.is_file():
+        raise LabkitError(f"The notebook of the audit, {source}, is not there; run inside a clone of labkit.")
+    chosen = report.parameters(source, values)
+    notebook, page, numbers = (out / f"audit.{kind}" for kind in ("ipynb", "html", "json"))
+    asked = {name: chosen[name] for name in ("model", "weights", "images", "labels") if name in chosen}
+    subject(**asked, limit=1)  # whatever cannot work says so before anything is written
+    report.prepare(source, notebook, page, numbers, force=force)
+    report.execute(source, notebook, chosen | {"out": str(out)}, Path.cwd(), told=Bar())
+    return page
+
+
+class Bar:
+    """How far it is, and with what, on the error stream: a line that moves in a terminal, and lines elsewhere."""
+
+    def __init__(self) -> None:
+        self.moves = sys.stderr.isatty()
+
+    def __call__(self, done: int, of: int, tags: list[str]) -> None:
+        section = next((tag.removeprefix("section-") for tag in tags if tag.startswith("section-")), None)
+        if section is None:
+            return
+        full = WIDE * done // of
+        text = f"[{'#' * full}{'-' * (WIDE - full)}] {section}"
+        width = shutil.get_terminal_size().columns - 1
+        last = section == "page"
+        print(
+            f"\r{text[:width]:{width}}" if self.moves else text,
+            end="\n" if last or not self.moves else "",
+            file=sys.stderr,
+        )
+        sys.stderr.flush()
+
+
+def compare(first: Path, second: Path) -> Table:
+    """Two audits in one table: what the models are, and what each choice costs them."""
+    a, b = read(first), read(second)
+    if a["word"] != b["word"]:
+        raise LabkitError(
+            f"{first} measures {a['word']} and {second} {b['word']}; audit both with labels, or both without."
+        )
+    rows = [["model", a["model"], b["model"]], ["images", str(a["images"]), str(b["images"])]]
+    what = [values["sections"].get("what", {}) for values in (a, b)]
+    for name, unit in (("parameters", "M"), ("macs", "M")):
+        rows.append([f"{name} ({unit})", *(f"{w[name] / 1e6:,.1f}" if name in w else "-" for w in what)])
+    rows.append([f"untouched, {a['word']}", *(untouched(w) for w in what)])
+    choices = [by_name(values) for values in (a, b)]
+    for name in dict.fromkeys([*choices[0], *choices[1]]):
+        rows.append([name, *(choice(found.get(name)) for found in choices)])
+    rows.append(["verdict", *(values["recommendation"]["verdict"] for values in (a, b))])
+    return Table(["", str(first), str(second)], rows, [False, True, True])
+
+
+def untouched(what: dict[str, Any]) -> str:
+    from labkit.audit.measure import percent
+
+    return percent(what["untouched"]) if "untouched" in what else "-"
+
+
+def by_name(values: dict[str, Any]) -> dict[str, Any]:
+    return {row["name"]: row for part in values["sections"].values() for row in part.get("candidates", [])}
+
+
+def choice(row: dict[str, Any] | None) -> str:
+    from labkit.audit.measure import points
+    from labkit.audit.stacks import faster
+
+    return "-" if row is None else f"{points(row)} points, {faster(row)} times as fast"
