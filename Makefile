@@ -4,7 +4,7 @@
 	lock clean
 
 PY := .venv/bin/python
-LESSON := 00_start_here
+LESSON :=
 MODEL := shapes-vit
 
 help:  ## list the targets
@@ -40,8 +40,8 @@ variants: setup-test  ## make the learner's, the clean and the solved notebook o
 shots: setup-test  ## photograph lessons in a browser, light and dark, to build/shots/ (ONLY=05_seeing_attention)
 	@$(PY) tools/shots.py $(ONLY)
 
-report: setup  ## run one lesson and leave it as a page in report/ (LESSON=00_start_here)
-	@$(PY) -m labkit.cli report lesson $(LESSON) --force
+report: setup  ## audit the shipped model and leave a page in report/ (or LESSON=00_start_here: a lesson as a page)
+	@$(PY) -m labkit.cli report $(if $(LESSON),lesson $(LESSON),audit) --force
 
 bench: setup  ## speed against timm, import time
 	@$(PY) bench/run.py

@@ -102,6 +102,7 @@ def write(
         words = {key: json.dumps(told if key == "quantized" else told[key], sort_keys=True)}
         save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, part, words)
         _check_same(model, again(contents(part)._replace(name=f"{path.name}, written with this architecture,")))
+        part.chmod(0o644)  # safetensors lets nobody else read it
         os.replace(part, path)
     except TypeError as reason:
         raise LabkitError(f"The architecture cannot be written down ({reason}); a file holds a plain ViT.") from None

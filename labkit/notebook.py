@@ -35,6 +35,7 @@ def setup(seed: int = 0, device: str = "auto") -> torch.device:
 
     "auto" is the GPU where there is one; LABKIT_DEVICE=cpu (or cuda) has the last word.
     """
+    check_seed(seed)
     chosen = torch_device(os.environ.get("LABKIT_DEVICE") or device)
     random.seed(seed)
     np.random.seed(seed)
@@ -51,6 +52,11 @@ def setup(seed: int = 0, device: str = "auto") -> torch.device:
 
     matplotlib.rcParams.update(STYLE)
     return chosen
+
+
+def check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:  # what numpy takes
+        raise LabkitError(f"seed={seed}; expected a whole number from 0 to {2**32 - 1}.")
 
 
 def torch_device(name: str) -> torch.device:

@@ -55,7 +55,8 @@ def section(part: Section) -> str:
     if part.picture is not None:
         source = base64.b64encode(part.picture).decode()
         picture = f'<p><img src="data:image/png;base64,{source}" alt="{escape(part.said)}"></p>'
-    table = f'<div class="scroll">{rows(part.table)}</div>' if part.table is not None else ""
+    label = f'tabindex="0" role="region" aria-label="{escape(part.title)}, as a table"'
+    table = f'<div class="scroll" {label}>{rows(part.table)}</div>' if part.table is not None else ""
     return (
         f'<section id="{part.name}"><h2>{escape(part.title)}</h2><p>{escape(part.said)}</p>{picture}{table}</section>'
     )

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from labkit import paths, report
-from labkit.audit.audit import read
+from labkit.audit.audit import Audit, read
 from labkit.audit.subject import subject
 from labkit.errors import LabkitError
+from labkit.notebook import check_seed, torch_device
 from labkit.tables import Table
 
 NOTEBOOK = "audit.ipynb"
@@ -24,11 +25,19 @@ def audit(values: dict[str, str], out: Path, force: bool) -> Path:
         raise LabkitError(f"The notebook of the audit, {source}, is not there; run inside a clone of labkit.")
     chosen = report.parameters(source, values)
     notebook, page, numbers = (out / f"audit.{kind}" for kind in ("ipynb", "html", "json"))
-    asked = {name: chosen[name] for name in ("model", "weights", "images", "labels") if name in chosen}
-    subject(**asked, limit=1)  # whatever cannot work says so before anything is written
+    refuse(chosen)
     report.prepare(source, notebook, page, numbers, force=force)
     report.execute(source, notebook, chosen | {"out": str(out)}, Path.cwd(), told=Bar())
     return page
+
+
+def refuse(chosen: dict[str, Any]) -> None:
+    """Whatever cannot work says so before anything is written."""
+    asked = {name: chosen[name] for name in ("model", "weights", "images", "labels", "batch") if name in chosen}
+    found = subject(**asked, limit=min(chosen.get("limit", 1), 1) or 1)
+    Audit(found, tolerance=chosen.get("tolerance", 0.01))
+    torch_device(chosen.get("device", "auto"))
+    check_seed(chosen.get("seed", 0))
 
 
 class Bar:

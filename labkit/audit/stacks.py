@@ -24,16 +24,16 @@ def measured(found: Subject, stacks: Mapping[str, Stack], seconds: float) -> dic
 def candidates(found: Subject, stacks: Mapping[str, Stack], seconds: float) -> list[Row]:
     """A row for each stack, as `schema.json` has it; `seconds` are spent on the clock."""
     built = {name: stack.build(found.vit, found.calibration) for name, stack in stacks.items()}
+    # Judged before they are timed: dice that have been thrown once more fall otherwise.
+    right, before = {name: found.right(model) for name, model in built.items()}, found.right()
     taken = times(found, {"untouched": found.vit, **built}, found.batch, seconds)
-    before, rows = found.right(), []
-    for name, model in built.items():
-        rows.append(
-            {"name": name, "describe": stacks[name].describe(), "stack": stacks[name].choices()}
-            | change(found.right(model), before)
-            | taken[name]
-            | {"macs": cost.count(model, found.size).macs}
-        )
-    return rows
+    return [
+        {"name": name, "describe": stacks[name].describe(), "stack": stacks[name].choices()}
+        | change(right[name], before)
+        | taken[name]
+        | {"macs": cost.count(model, found.size).macs}
+        for name, model in built.items()
+    ]
 
 
 def table(values: dict[str, Any]) -> Table:
@@ -64,11 +64,7 @@ def figure(values: dict[str, Any]) -> Figure:
     ax = fig.subplots()
     for number, (kind, rows) in enumerate(by_kind(values["candidates"]).items()):
         x, y = [row["ratio"] for row in rows], [100 * row["share"] for row in rows]
-        wide = [[row["ratio"] - row["ratio_low"] for row in rows], [row["ratio_high"] - row["ratio"] for row in rows]]
-        tall = [
-            [100 * (row["share"] - row["low"]) for row in rows],
-            [100 * (row["high"] - row["share"]) for row in rows],
-        ]
+        wide, tall = arms(rows, "ratio", "ratio_low", "ratio_high"), arms(rows, "share", "low", "high", 100)
         ax.errorbar(x, y, xerr=wide, yerr=tall, fmt="os^Dv*XP"[number % 8], label=kind, markersize=6, elinewidth=0.8)
     ax.plot(1, 100 * values["untouched"]["share"], "ko", markerfacecolor="none", markersize=9, label="untouched")
     stairs = front(values["candidates"])
@@ -77,6 +73,12 @@ def figure(values: dict[str, Any]) -> Figure:
     ax.set(xlabel="time, as a share of the untouched model's", ylabel=f"{values['word']} (%)")
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return fig
+
+
+def arms(rows: list[Row], middle: str, low: str, high: str, unit: float = 1) -> list[list[float]]:
+    """How far an interval reaches below and above; at its end, rounding must not make that negative."""
+    below = [unit * max(0.0, row[middle] - row[low]) for row in rows]
+    return [below, [unit * max(0.0, row[high] - row[middle]) for row in rows]]
 
 
 def by_kind(rows: list[Row]) -> dict[str, list[Row]]:
