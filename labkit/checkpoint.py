@@ -76,8 +76,11 @@ def build(architecture: Any) -> ViT:
             told = {k: v for k, v in architecture.items() if k != "timm"}
             return ViT.from_timm(architecture["timm"], pretrained=False, **told)
         return ViT(**architecture)
-    except TypeError as reason:
-        raise LabkitError(f"no ViT has the architecture {architecture} ({reason}).") from None
+    except LabkitError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as reason:  # all that torch makes of odd numbers
+        why = str(reason).splitlines()[0]
+        raise LabkitError(f"no ViT has the architecture {str(architecture)[:300]} ({why[:200]}).") from None
 
 
 def fill(model: ViT, tensors: dict[str, Tensor]) -> None:

@@ -210,9 +210,10 @@ def from_csv(path: Path, test: ImageSet, classes: int) -> Tensor:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = [line for line in csv.reader(file) if line]
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, csv.Error) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         raise LabkitError(
-            f"The labels {path} cannot be read ({error}); expected a CSV: file name, class number."
+            f"The labels {path} cannot be read ({why}); expected a CSV: file name, class number."
         ) from None
     known: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):

@@ -5,6 +5,7 @@ Upright (EXIF), on white where it is transparent, 16 bits scaled rather than cli
 
 from __future__ import annotations
 
+import stat
 import warnings
 from pathlib import Path
 
@@ -33,9 +34,13 @@ TURNS = {  # EXIF orientation: what makes the picture upright
 def read_image(path: str | Path, size: int = 224) -> Tensor:
     """The picture as (3, size, size) in [0, 1]: shortest side scaled to `size`, then the centre cut out."""
     path = Path(path)
-    if not path.is_file():  # a dead link; a named pipe, which would wait for ever
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:  # a dead link; what nobody may see
+        raise LabkitError(f"{label(path)} is not a file that can be opened.") from error
+    if not stat.S_ISREG(found.st_mode):  # a named pipe would wait for ever
         raise LabkitError(f"{label(path)} is not a file that can be opened.")
-    if path.stat().st_size == 0:
+    if found.st_size == 0:
         raise LabkitError(f"{label(path)} is empty (0 bytes).")
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]  # an older Pillow has no AVIF
