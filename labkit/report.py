@@ -6,6 +6,7 @@ Papermill only warns about a parameter that the lesson does not have; here it is
 from __future__ import annotations
 
 import ast
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,9 @@ def execute(source: Path, notebook: Path, chosen: dict[str, Any], folder: Path, 
             f"{source.stem} stopped in cell [{error.exec_count}] ({error.ename}: {what[0]}). "
             f"What it had done until then is in {notebook}."
         ) from error
+    except KeyboardInterrupt:
+        print(f"\nStopped. What {source.stem} had done until then is in {notebook}.", file=sys.stderr)
+        raise
     except OSError as error:
         raise LabkitError(f"{notebook} cannot be written ({error.strerror}); choose another folder.") from error
 

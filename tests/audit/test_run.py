@@ -112,6 +112,24 @@ def test_a_run_that_breaks_leaves_what_it_had_done_and_says_where(tmp_path, monk
     assert told == [0, 1, 2]
 
 
+@pytest.mark.parametrize("section", [0, 1, 2])
+def test_ctrl_c_in_any_section_leaves_what_was_done(tmp_path, capsys, section):
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(f"print({i})") for i in range(3)])
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(book, tmp_path / "slow.ipynb")
+
+    def stop(done: int, of: int, tags: list[str]) -> None:
+        if done == section:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        report.execute(tmp_path / "slow.ipynb", tmp_path / "left.ipynb", {}, tmp_path, stop)
+    assert "Stopped. What slow had done until then is in" in capsys.readouterr().err
+    kept = nbformat.read(tmp_path / "left.ipynb", as_version=4)
+    printed = [o["text"] for cell in kept.cells for o in cell.get("outputs", []) if o.get("name") == "stdout"]
+    assert printed == [f"{i}\n" for i in range(section)]
+
+
 def test_the_bar_moves_in_a_terminal_only(capsys, monkeypatch):
     bar = run.Bar()
     bar(0, 4, ["section-what"])
