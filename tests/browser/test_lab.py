@@ -53,12 +53,18 @@ from labkit.viz.mixer_dial import MixerDial
 gallery = MixerDial(torch.randn(1, 64, 128), (8, 8), model.blocks[2].attn, ["window", "axial"], first="window")
 gallery
 """
+PREDICT = """\
+import labkit
+
+labkit.predict("01 keys", "Over what does the softmax run?", options=["queries", "keys"])
+"""
+VERDICT = "labkit.check.attention(lambda q, k, v: (q @ k.transpose(-2, -1) / q.shape[-1]).softmax(dim=-1) @ v)"
 
 
 @pytest.fixture(scope="module")
 def small(notebook, tmp_path_factory):
     """A notebook with one thing of each kind, run once."""
-    cells = [v4.new_code_cell(cell) for cell in (MODEL, DIAL, CHART, EXPLORER, SILENCE, GALLERY)]
+    cells = [v4.new_code_cell(cell) for cell in (MODEL, DIAL, CHART, EXPLORER, SILENCE, GALLERY, PREDICT, VERDICT)]
     path = tmp_path_factory.mktemp("small") / "small.ipynb"
     nbformat.write(v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL}), path)
     opened = notebook(path)
@@ -151,6 +157,23 @@ def test_the_gallery_shows_the_mixer_that_is_chosen_its_papers_and_its_source(sm
     expect(source).to_be_hidden()
     cell.locator("summary").click()
     expect(source).to_be_visible()
+
+
+def test_a_prediction_is_chosen_and_committed_by_keyboard_and_then_fixed(small):
+    cell = small.cell(6)
+    cell.locator("input[type=radio]").nth(1).focus()
+    small.page.keyboard.press("Space")
+    cell.locator("button", has_text="Commit").focus()
+    small.page.keyboard.press("Enter")
+    expect(cell.locator('[role="status"]')).to_have_text("Committed: keys.")
+    expect(cell.locator("button", has_text="Commit")).to_be_disabled()
+    small.wait_for('print(labkit.reveal("01 keys", "keys"))', "You predicted: keys. Measured: keys. As predicted.")
+
+
+def test_a_verdict_is_shown_with_its_case(small):
+    shown = small.cell(7).locator('[role="status"]')
+    expect(shown).to_contain_text("You divided by d, not by √d")
+    expect(shown.locator("th")).to_have_text(["case", "expected", "got"])
 
 
 # --- the lesson -----------------------------------------------------------------------------------------------------
