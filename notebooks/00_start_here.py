@@ -42,6 +42,10 @@ from labkit.viz import dial, figures
 
 place = labkit.setup(seed, device)
 vit = labkit.load(model).to(place)
+if not vit.prefix:
+    raise labkit.errors.LabkitError(
+        f"{model} has no class token, and this lesson asks where it looks; take shapes-vit."
+    )
 test = data.shapes("test", 200 if fast else 500, seed=seed).to(place)
 print(f"The model has {sum(p.numel() for p in vit.parameters()):,} weights. The test set: {test}.")
 

@@ -326,7 +326,7 @@ explorer = labkit.Explorer(net, test[:6], view="grid", image=0, layer=2, query=(
 explorer
 
 # %%
-for query in ((0, 0), "class"):
+for query in ((0, 0), "class" if net.prefix else (7, 7)):
     explorer.query = query
     print(explorer.describe())
 

@@ -30,6 +30,7 @@ fast = False  # True: shorter runs, so that fewer of them get anywhere
 
 # %%
 import copy
+import math
 
 import torch
 import torch.nn.functional as F
@@ -72,9 +73,13 @@ def largest(a, b):
 
 def maps_figure(panels, label, low, high):
     """Maps (h, w) by name, side by side, in one colour scale; the cross is the query."""
-    fig = Figure(figsize=(1.45 * len(panels) + 0.8, 2.1), layout="constrained")
-    axes = fig.subplots(1, len(panels), squeeze=False)[0]
-    for ax, (name, heat) in zip(axes, panels.items(), strict=True):
+    rows = 1 if len(panels) < 6 else 2
+    columns = math.ceil(len(panels) / rows)
+    fig = Figure(figsize=(1.45 * columns + 0.8, 1.9 * rows + 0.2), layout="constrained")
+    axes = fig.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes[len(panels) :]:
+        ax.set_axis_off()
+    for ax, (name, heat) in zip(axes, panels.items(), strict=False):
         drawn = ax.imshow(heat.cpu(), vmin=low, vmax=high)
         ax.plot(*reversed(query), marker="+", color="white", markeredgecolor="tab:red", markersize=9)
         ax.set_title(name, fontsize=9)
@@ -237,7 +242,7 @@ shown = [
     ((t.images[i] + 2) / 4, f"{t.names[int(t.labels[i])]}, {c} x {c}") for c, t in tests.items() for i in (0, 1, 2)
 ]
 labkit.figure(
-    figures.image_strip([image for image, _ in shown], [name for _, name in shown], columns=9),
+    figures.image_strip([image for image, _ in shown], [name for _, name in shown], columns=3),
     alt="Nine scenes of a red and a blue patch on grey ones, each with its answer, on grids of 4 x 4, 6 x 6 and 8 x 8.",
 )
 
@@ -477,7 +482,7 @@ labkit.reveal("03 equal tokens", int((spread["zeros, 1 x"] > 1e-5).sum()))
 # > objects of the old size on a larger canvas?
 
 # %%
-rows, half = [], shapes[: len(shapes) // 2]
+rows, half = [], shapes[: len(shapes) // 3]
 for size in (64, 96, 128):
     big = data.shapes("test", len(half), seed=seed, size=size).to(place)
     edge = (size - 64) // 2
@@ -488,7 +493,7 @@ for size in (64, 96, 128):
     rows.append([f"{size} x {size}", *(f"{score:.0%}" for score in scores)])
     if size == 128:
         assert max(scores[1:]) < 0.85 < scores[0] and scores[2] < scores[1]
-    if size == 96:
+    if size == 96 and model == "shapes-vit":
         assert scores[2] < scores[1] - 0.05 and scores[1] > 0.85
 labkit.table(
     rows,
@@ -515,14 +520,18 @@ labkit.predict("03 at twice the size", "Which keeps the largest part of its righ
 # %%
 schemes["PEG, circular"] = lambda: {"position": PEG(dim, padding="circular")}
 count_of_steps = steps // 3 if fast else steps
-few, many = len(tests[side]), scenes(3000, side, seed)
+few, many = len(tests[side]), scenes(3000, side, seed).to("cpu")
 
 
 def learn(name, number=seed):
-    """Train one fresh model on 4 x 4 patches; the number of right answers on each grid, None where it refuses."""
-    network = fresh(name, number)
+    """Train one fresh model on 4 x 4 patches; the number of right answers on each grid, None where it refuses.
+
+    It learns on the CPU: a GPU rounds otherwise, and after a hundred steps it would be another model.
+    """
+    network = fresh(name, number).cpu()
     recipe = Recipe(count_of_steps, "adamw", lr=6e-3, weight_decay=0.05, warmup=0.1, seed=number)
     train(network, epochs(many, 64, seed=number), recipe)
+    network.to(place)
     hits = []
     for cells, test in tests.items():
         try:
@@ -547,7 +556,7 @@ found |= {name: learn(name) for name in ("RoPE, axial", "LookHere")}
 found |= {name: learn(name) for name in ("PEG", "PEG, circular")}
 
 # %% tags=["nbval-ignore-output"]
-again = {name: learn(name, seed + 1) for name in ("learned table", "RoPE, axial", "LookHere") if not fast}
+again = {name: learn(name, seed + 1) for name in ("RoPE, axial", "LookHere") if not fast}
 
 # %% tags=["nbval-ignore-output"]
 fig = Figure(figsize=(7.2, 3.2), layout="constrained")
@@ -627,7 +636,7 @@ labkit.table(
 #
 # - **One question.** Order and direction are not all of position; a task about distances would flatter ALiBi, which here
 #   fails by construction.
-# - **Short runs, one seed** (two for three schemes). A scheme that is low on 4 × 4 may only be slow: tables were started
+# - **Short runs, one seed** (two for two schemes). A scheme that is low on 4 × 4 may only be slow: tables were started
 #   larger than is usual, to be heard early.
 # - **Pictures at the scores** assume that all tokens are alike, for RoPE also that q and k are ones. Trained content bends
 #   them.

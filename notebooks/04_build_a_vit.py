@@ -436,9 +436,9 @@ reader = {"image_size": 16, "patch_size": 4, "classes": 10, "dim": 64, "depth": 
 
 
 def learn(network, number, watch=None):
-    """Train a fresh network on the digits; returns how many held-out digits it then reads."""
-    train(network.to(place), normalised(number), recipe(number), every=10, watch=watch)
-    return right(network, held_out.images, held_out.labels)
+    """Train a network on the digits, on the CPU, so that all machines learn alike; how many held-out ones it reads."""
+    train(network.cpu(), normalised(number), recipe(number), every=10, watch=watch)
+    return right(network.to(place), held_out.images, held_out.labels)
 
 
 def normalised(number):

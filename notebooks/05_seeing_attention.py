@@ -48,6 +48,8 @@ except LabkitError as error:
     net = labkit.ViT.from_timm(model.removeprefix("timm:")).eval().to(place)
     trained = False
     print(f"{error}\nSo its weights are random, and its maps show what a model looks at that knows nothing.")
+if not net.prefix:
+    raise LabkitError(f"{model} has no class token, and this lesson asks where it looks; take shapes-vit.")
 ours = model == "shapes-vit"  # what the text says was measured on this one
 stride = net.patch_embed.proj.stride
 size = net.grid[0] * stride[0]
@@ -341,8 +343,8 @@ labkit.reveal("05 two bugs", " and ".join(wrong))
 #
 # Attention is one source of explanations. Others ask the gradient: *relevance* multiplies attention with its gradient, and
 # lets only what raises the class pass ("Generic Attention-model Explainability", 2021); *Grad-CAM* weighs the channels of
-# the tokens; *integrated gradients* walk from a black image to this one. And some simply try: *patch ablation* hides each
-# patch and looks at what happens.
+# the tokens; *integrated gradients* walk from a blank of its mean colour to the image. And some simply try: *patch
+# ablation* hides each patch and looks at what happens.
 #
 # > **Predict.** Which one will draw the object most sharply? And which will draw *something* sharp even for a model with
 # > random weights?
@@ -442,7 +444,8 @@ metrics = ["pointing", "mass", "AUC", "deletion", "insertion", "ROAD", "random w
 def cell(score):
     if score is None:
         return "-"
-    return f"{score['mean']:.2f} [{score['low']:.2f}, {score['high']:.2f}]{'*' if score['beats'] else ''}"
+    mean, low, high = (f"{score[part]:.2f}".replace("0.", ".") for part in ("mean", "low", "high"))  # narrow columns
+    return f"{mean} [{low},\N{NO-BREAK SPACE}{high}]{'*' if score['beats'] else ''}"
 
 
 labkit.table(

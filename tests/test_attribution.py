@@ -92,6 +92,17 @@ def test_noise_is_the_same_every_time_and_leaves_the_dice_of_the_user_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_the_noise_comes_from_dice_of_its_own_on_the_cpu(monkeypatch):
+    """The dice of a device would draw another map there."""
+    x, vit = images()[:1], model()
+    noise = torch.randn(4, *x.shape[1:], generator=torch.Generator().manual_seed(7))
+    noisy = (x + 0.15 * float(x.max() - x.min()) * noise).requires_grad_()
+    (gradient,) = torch.autograd.grad(vit(noisy)[:, 1].sum(), noisy)
+    monkeypatch.setattr(torch, "manual_seed", None)
+    got = smooth_grad(vit, x, 1, samples=4, seed=7, cache=False)
+    equal(got, per_patch(gradient.mean(dim=0, keepdim=True).abs()), 1e-5)
+
+
 @pytest.mark.parametrize("baseline", [None, 0.5])
 def test_integrated_gradients_are_complete(baseline):
     """They sum to f(x) - f(baseline): with 64 steps within 1 % of the largest such difference."""

@@ -113,7 +113,7 @@ def test_the_table_reads_well_as_text_and_as_html(shown):
     scores = judge({"mine <1>": shown.masks.float()}, shown.masks, shown.images)
     lines = repr(scores).splitlines()
     assert lines[0].split() == ["map", "pointing", "mass", "IoU", "AUC"] and max(map(len, lines[:8])) < 120
-    assert re.match(r"mine <1> +1\.00 \[0\.9\d, 1\.00\]\* +1\.00 \[1\.00, 1\.00\]\*", lines[2])
+    assert re.match(r"mine <1> +1\.00 \[0\.9\d,\xa01\.00\]\* +1\.00 \[1\.00,\xa01\.00\]\*", lines[2]), "no break inside"
     assert "Means over 60 images, with 95 % intervals. * beats the best of random, centre, edges" in repr(scores)
     assert all(METERS[metric][1] in repr(scores) for metric in scores.values["random"])
     html = scores._repr_html_()

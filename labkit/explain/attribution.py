@@ -71,16 +71,16 @@ def smooth_grad(
     **how: Unpack[How],
 ) -> Tensor:
     """(b, rows, columns): the size of the mean gradient over noisy copies; `noise` is a share of the image's range."""
-    from captum.attr import NoiseTunnel, Saliency
+    from captum.attr import Saliency
 
-    method = NoiseTunnel(Saliency(model))
+    method = Saliency(model)
 
     def one(image: Tensor, label: int, _: Tensor) -> Tensor:
         sigma = noise * float(image.max() - image.min())
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            mean = method.attribute(image, nt_samples=samples, stdevs=sigma, target=label, abs=False)
-        return mean.abs()
+        # drawn on the CPU: a GPU's dice fall differently, and the map must not depend on where it is made
+        dice = torch.randn(samples, *image.shape[1:], generator=torch.Generator().manual_seed(seed))
+        noisy = (image + sigma * dice.to(image)).requires_grad_()
+        return method.attribute(noisy, label, abs=False).mean(dim=0, keepdim=True).abs()
 
     settings = ("SmoothGrad", noise, samples, seed)
     return _attribute(one, "sum", settings, model, images, target, None, **how)

@@ -43,7 +43,7 @@ class Score(NamedTuple):
 
     def __str__(self) -> str:
         mean, low, high = (None if v is None else f"{round(v, 2) + 0.0:.2f}" for v in self[:3])  # + 0.0: no -0.00
-        interval = "" if low is None else f" [{low}, {high}]"
+        interval = "" if low is None else f" [{low},\N{NO-BREAK SPACE}{high}]"
         return f"{mean}{interval}{'*' if self.beats else ' '}"
 
 
