@@ -50,8 +50,12 @@ from labkit.viz import charts, dial, explorer_film, figures, strips
 
 place = labkit.setup(seed, device)
 dice = torch.Generator().manual_seed(seed)
-net = labkit.load(model).to(place)
-test = data.shapes("test", 120 if fast else 200, seed=seed).to(place)
+net = labkit.load(model).to(place).set_impl("fast")
+if not net.prefix:
+    raise labkit.errors.LabkitError(
+        f"{model} has no class token, and this lesson asks where it looks; take shapes-vit."
+    )
+test = data.shapes("test", 120 if fast else 150, seed=seed).to(place)
 n = net.grid[0] * net.grid[1]
 covered = coverage(test.masks.cpu(), net.grid)  # the share of each patch that is object
 
@@ -62,7 +66,7 @@ def lean(fig):
 
 
 def batches():
-    return (test[i : i + 100] for i in range(0, len(test), 100))
+    return (test[i : i + 50] for i in range(0, len(test), 50))
 
 
 def named(make):
@@ -305,18 +309,20 @@ scores = {
 example = int(((covered >= 0.5).sum(dim=1) >= 6).nonzero()[0])
 with torch.inference_mode():
     steps = net.observe(test.images[example : example + 1]).steps
-fig = Figure(figsize=(9.6, 3.1), layout="constrained")
+fig = Figure(figsize=(8.2, 3.0), layout="constrained")
 axes = fig.subplots(2, len(scores) + 1)
+titles = ("class\nattention", "class att.\n× value", "attention\nreceived", "PageRank\nof att.", "norm of\nthe key")
+titles = (*titles, "away from\nthe crowd")
 side = test.masks.shape[-1]
 for line, layer in zip(axes, (1, 2), strict=True):
     line[0].imshow(test.images[example].permute(1, 2, 0).cpu())
     line[0].set_ylabel(f"behind block {layer}")
-    for ax, (name, rank) in zip(line[1:], scores.items(), strict=True):
+    for ax, title, rank in zip(line[1:], titles, scores.values(), strict=True):
         ranks = rank(steps[layer].evidence, net.prefix)[0].argsort().argsort().reshape(net.grid)  # units differ
         drawn = ax.imshow(100 * ranks.cpu() / n, vmin=0, vmax=100, extent=(-0.5, side - 0.5, side - 0.5, -0.5))
         ax.contour(test.masks[example].cpu(), [0.5], colors="#FF7F0E", linewidths=1.5)
         if layer == 1:
-            ax.set_title(name.replace("attention", "att."), fontsize=8)
+            ax.set_title(title, fontsize=11)
 for ax in axes.flat:
     ax.set(xticks=[], yticks=[])
 fig.colorbar(drawn, ax=axes, aspect=20, pad=0.01, label="patches that\nscore lower (%)")
@@ -374,7 +380,7 @@ labkit.reveal("07 best score in block 1", best[0])
 # %%
 with torch.inference_mode():
     some = test.images[:20]
-    for reducer in (tokens.Keep(1.0), tokens.Fuse(1.0), tokens.KeepShare(1.0), tokens.Sample(10**6)):
+    for reducer in (tokens.Keep(1.0), tokens.Fuse(1.0), tokens.KeepShare(1.0), tokens.Sample(10**5)):
         slim = tokens.attach(net, reducer, [1, 2, 3])
         assert (slim(some) - net(some)).abs().max() < 1e-4, reducer
         print(f"{type(reducer).__name__} at its full budget: the logits of the plain model.")
@@ -593,16 +599,16 @@ print(f"{lengths[0]} tokens or {lengths[1]}: the logits agree to three decimals.
 
 # %% tags=["nbval-ignore-output"]
 def taught(number, steps):
-    """The frozen model with a predictor in block 2, trained for so many steps."""
+    """The frozen model with a predictor in block 2, trained for so many steps: on the CPU, the same everywhere."""
     torch.manual_seed(number)
-    frozen = copy.deepcopy(net).requires_grad_(False)
-    drop = learned.LearnedDrop(net.norm.weight.numel(), 0.2).to(place)
+    frozen = copy.deepcopy(net).cpu().requires_grad_(False)
+    drop = learned.LearnedDrop(net.norm.weight.numel(), 0.2)
     drop.predictor.judge[-1].bias.data.fill_(1.0)  # at first three of four stay: where little is left, little is learnt
     slim = tokens.attach(frozen, drop, [2])
     if steps:
         recipe = Recipe(steps, lr=4e-3, weight_decay=0.0, warmup=0.2, seed=number)
         train(slim, epochs(lessons, 16, number), recipe, loss=learned.dropping_loss())
-    return slim.eval()
+    return slim.eval().to(place)
 
 
 lessons = data.shapes("train", 384, seed=seed)

@@ -29,6 +29,7 @@ r = 28  # how many of the 64 patches are merged away there
 fast = False  # True: fewer images, fewer throws of the dice
 
 # %%
+import copy
 import io
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -67,6 +68,10 @@ from labkit.viz.paint import LINES, picture
 place = labkit.setup(seed, device)
 dice = torch.Generator().manual_seed(seed)
 net = labkit.load(model).to(place).requires_grad_(False)
+if not net.prefix:
+    raise labkit.errors.LabkitError(
+        f"{model} has no class token, and this lesson asks where it looks; take shapes-vit."
+    )
 test = data.shapes("test", 100 if fast else 200, seed=seed).to(place)
 inside = coverage(test.masks, net.grid).cpu()  # the share of each patch that is object
 n, early = inside.shape[1], range(len(net.blocks) - 1)  # in the last block nobody reads the patches
@@ -622,11 +627,11 @@ labkit.reveal("08 costliest block", blocks[2 if costliest == early[0] else 0 if 
 
 # %% tags=["nbval-ignore-output"]
 budget, steps = 0.5, 20 if fast else 32
-scenes = data.shapes("train", 16 * steps, seed=seed).to(place)
+scenes = data.shapes("train", 16 * steps, seed=seed)
 torch.set_flush_denormal(True)  # gradients of a model that is sure are tiny, and tiny numbers are slow on a CPU
 with clock.limit_threads(1):
     torch.manual_seed(seed)
-    slim = attach_rates(net, merge=True)
+    slim = attach_rates(copy.deepcopy(net).cpu(), merge=True)  # on the CPU: the same schedule everywhere
     train(slim, epochs(scenes, 16, seed), Recipe(steps, lr=0.1), loss=rate_loss(budget))
 torch.set_flush_denormal(False)
 learned = learned_schedule(slim)

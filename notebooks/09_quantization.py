@@ -597,12 +597,12 @@ labkit.table(
     headers=[
         "grid",
         "square × 10⁴, 3 bits",
-        "4 bits",
+        "square × 10⁴, 4 bits",
         "a row sums to, 4 bits",
         "output off by, 3 bits",
-        "4 bits",
-        "8 bits",
-        "flat map (control), 4 bits",
+        "output off by, 4 bits",
+        "output off by, 8 bits",
+        "output, flat map (control), 4 bits",
     ],
 )
 
@@ -703,11 +703,11 @@ labkit.table(
     headers=[
         "weights of qkv",
         "weights off by, 2 bits",
-        "3 bits",
-        "4 bits",
+        "weights off by, 3 bits",
+        "weights off by, 4 bits",
         "output off by, 2 bits",
-        "3 bits",
-        "4 bits",
+        "output off by, 3 bits",
+        "output off by, 4 bits",
     ],
 )
 
@@ -1139,9 +1139,9 @@ labkit.table(
     headers=[
         f"inputs of qkv in {bits} bits",
         "right, as trained",
-        "with outliers",
+        "right, with outliers",
         "logits off, as trained",
-        "with outliers",
+        "logits off, with outliers",
     ],
 )
 

@@ -13,6 +13,7 @@ from labkit import data
 from labkit.errors import LabkitError
 from labkit.layers import LayerScale
 from labkit.mlp import GatedMLP
+from labkit.quant.float_walk import FloatWalk
 from labkit.quant.grids import Uniform
 from labkit.quant.integer_layers import IntegerLinear, Span
 from labkit.quant.integer_vit import IntegerViT
@@ -21,7 +22,6 @@ from labkit.quant.model import quantize
 from labkit.quant.recipe import Recipe
 from labkit.vit import ViT
 from tests import checks
-from tests.quant.test_integer import IntegersOnly
 from tests.weights import normal, randomized
 
 BITS = Recipe(attention=8)
@@ -79,9 +79,10 @@ def test_it_answers_as_the_quantized_model_and_touches_no_float(kwargs):
     quantized = quantize(model, BITS, x)
     whole = IntegerViT(quantized, x)
     codes = whole.encode(x)
-    with IntegersOnly() as watched:
+    with FloatWalk() as walk:
         logits = whole(codes)
-    assert watched.operations > 500 and logits.dtype == torch.int32 and codes.dtype == torch.uint8
+    assert not walk.floating and walk.all.total() > 500
+    assert logits.dtype == torch.int32 and codes.dtype == torch.uint8
     with torch.no_grad():
         rounded, exact = quantized(x), model(x)
     assert away(logits * whole.scale, rounded) < 0.15
