@@ -39,9 +39,9 @@ def percentile(x: Data, bits: int, keep: float = 0.999) -> Range:
     """The range that the middle `keep` of the numbers lie in, half of the rest on each side; 1 keeps the extremes."""
     if not 0 < keep <= 1:
         raise LabkitError(f"keep={keep} is no share of the numbers; choose one above 0 and up to 1, as 0.999.")
-    x = _all(x, bits).sort().values
+    x = _all(x, bits)
     cut = int((1 - keep) / 2 * (len(x) - 1) + 1e-9)  # rounding errors must not cut a number more
-    return _with_zero(x[cut], x[len(x) - 1 - cut])
+    return _with_zero(x.kthvalue(cut + 1).values, x.kthvalue(len(x) - cut).values)
 
 
 def moving_average(x: Data, bits: int, momentum: float = 0.9) -> Range:

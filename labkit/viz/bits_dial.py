@@ -28,7 +28,7 @@ from labkit.quant.warped_grids import Tangent, fit_twin
 from labkit.viz.bits import widest
 from labkit.viz.figures import styled
 from labkit.viz.paint import LINES
-from labkit.viz.slider import Dial
+from labkit.viz.slider import Dial, together
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -154,26 +154,7 @@ class BitsDial(Dial[Look]):
             "kind": ipywidgets.Dropdown(options=kinds(x), value=kind, description="grid", **wide),
         }
         super().__init__(
-            _together(self.controls),
+            together(self.controls),
             lambda stop: look(x, *stop),
             lambda looks: picture(looks, name),
         )
-
-
-def _together(controls: dict[str, Any]) -> Any:
-    """The controls below each other as one, whose value is the tuple of theirs."""
-    import ipywidgets
-    import traitlets
-
-    class Together(ipywidgets.VBox):
-        value = traitlets.Tuple()
-
-    together = Together(list(controls.values()))
-
-    def gather(_: Any = None) -> None:
-        together.value = tuple(control.value for control in controls.values())
-
-    gather()
-    for control in controls.values():
-        control.observe(gather, names="value")
-    return together

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from labkit.errors import LabkitError
 from labkit.viz.chart import PALE
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Still
     from plotly.graph_objects import Figure
 
+WIDTH, HEIGHT, INCH = 700, 360, 100  # pixels, of a figure that names no size of its own, and of an inch
 STEPS = {"hvh": "steps-mid", "hv": "steps-post"}
 DASHES = {None: "-", "solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 SYMBOLS = {
@@ -40,20 +41,38 @@ def still(figure: Figure) -> Still:
 
     if not drawable(figure):
         raise LabkitError("Only charts of lines, points and areas (plotly's Scatter) have a still picture.")
-    drawn = Still(figsize=(7.0, 3.6), layout="constrained")
+    width, height = figure.layout.width or WIDTH, figure.layout.height or HEIGHT
+    drawn = Still(figsize=(width / INCH, height / INCH), layout="constrained")
     ax = drawn.subplots()
     for trace in figure.data:
         _draw(ax, trace)
-    for axis, name in ((figure.layout.xaxis, "x"), (figure.layout.yaxis, "y")):
+    axes: tuple[tuple[Any, Literal["x", "y"]], ...] = ((figure.layout.xaxis, "x"), (figure.layout.yaxis, "y"))
+    for axis, name in axes:
         ax.set(**{f"{name}label": axis.title.text or "", f"{name}scale": axis.type or "linear"})
         if axis.range:
             ends = [10**end for end in axis.range] if axis.type == "log" else axis.range
             ax.set(**{f"{name}lim": ends})
-    ax.grid(color="#DDDDDD", linewidth=0.8)
+        _ticks(ax, axis, name)
     ax.set_axisbelow(True)
     if ax.get_legend_handles_labels()[1]:
-        drawn.legend(loc="outside right upper", frameon=False, fontsize=9)
+        flat = figure.layout.legend.orientation == "h"
+        place = {"loc": "outside upper center", "ncols": 4} if flat else {"loc": "outside right upper"}
+        drawn.legend(frameon=False, fontsize=9, **place)
     return drawn
+
+
+def _ticks(ax: Axes, axis: Any, name: Literal["x", "y"]) -> None:
+    """Marks, their numbers and the grid, unless the figure switches them off; places and words, if it names them."""
+    if axis.tickvals is not None:
+        ax.set(**{f"{name}ticks": list(axis.tickvals)})
+        if axis.ticktext is not None:
+            ax.set(**{f"{name}ticklabels": list(axis.ticktext)})
+    if axis.ticks == "":
+        ax.tick_params(axis=name, which="both", length=0)
+    if axis.showticklabels is False:
+        ax.tick_params(axis=name, which="both", labelbottom=False, labelleft=False)
+    if axis.showgrid is not False:
+        ax.grid(axis=name, color="#DDDDDD", linewidth=0.8)
 
 
 def _draw(ax: Axes, trace: Any) -> None:

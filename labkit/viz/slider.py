@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -31,7 +31,7 @@ class Dial(Generic[L]):
         self.slider, self.measure, self.draw = slider, measure, draw
         self.looks: dict[Any, L] = {}
         self.view = ipywidgets.HTML()
-        self.box = ipywidgets.VBox([slider, self.view])
+        self.box = ipywidgets.VBox([slider, self.view, _keys()]).add_class("labkit-dial")
         slider.observe(lambda _: self.turn(), names="value")
         self.turn()
 
@@ -60,3 +60,47 @@ class Dial(Generic[L]):
         live = live[0] if isinstance(live, tuple) else live
         static = {"text/plain": self.state(), "image/png": base64.b64encode(self.png).decode()}
         return {**live, **static}, {"image/png": {"alt": self.state()}}
+
+
+# JupyterLab takes arrows and letters for itself, by its shortcuts and by a listener further up; a menu needs them.
+KEEP_KEYS = """
+export default { render({ el }) {
+  const waiting = setInterval(() => {
+    const box = el.closest(".labkit-dial");
+    if (!box) return;
+    clearInterval(waiting);
+    box.dataset.lmSuppressShortcuts = "true";
+    box.addEventListener("keydown", (event) => event.stopPropagation());
+  }, 50);
+  return () => clearInterval(waiting);
+} };
+"""
+
+
+def _keys() -> Any:
+    """A part of the box that nobody sees and that leaves the keys to it."""
+    import anywidget
+
+    class Keys(anywidget.AnyWidget):
+        _esm = KEEP_KEYS
+
+    return Keys()
+
+
+def together(controls: Mapping[str, Any]) -> Any:
+    """Several controls below each other as one, whose value is the tuple of theirs."""
+    import ipywidgets
+    import traitlets
+
+    class Together(ipywidgets.VBox):
+        value = traitlets.Tuple()
+
+    group = Together(list(controls.values()))
+
+    def gather(_: Any = None) -> None:
+        group.value = tuple(control.value for control in controls.values())
+
+    gather()
+    for control in controls.values():
+        control.observe(gather, names="value")
+    return group

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 
 import pytest
 import torch
@@ -53,6 +52,6 @@ def test_bad_input_is_answered_in_one_sentence(monkeypatch):
         digits("vall")
     with pytest.raises(LabkitError, match="size=8 or more"):
         digits(size=4)
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(LabkitError, match="pip install scikit-learn"):
         digits()
