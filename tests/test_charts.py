@@ -168,6 +168,26 @@ def test_the_still_picture_holds_the_same_numbers_and_is_the_same_every_time():
     assert not re.search(r'(href|src)="http', text)
 
 
+def test_the_still_picture_has_the_size_and_the_ticks_of_its_figure():
+    fig = charts.curves(LINES)
+    plain = still(fig)
+    assert plain.get_size_inches().tolist() == [7.0, 3.6]
+    assert all(line.get_visible() for line in plain.axes[0].get_xgridlines())
+    fig.update_layout(height=630, width=900, legend={"orientation": "h"})
+    fig.update_xaxes(showticklabels=False, ticks="", showgrid=False)
+    fig.update_yaxes(tickvals=[0.2, 0.5], ticktext=["few", "half"])
+    drawn = still(fig)
+    drawn.draw_without_rendering()
+    ax = drawn.axes[0]
+    assert drawn.get_size_inches().tolist() == [9.0, 6.3]
+    assert not any(tick.tick1line.get_markersize() or tick.label1.get_visible() for tick in ax.xaxis.get_major_ticks())
+    assert not any(line.get_visible() for line in ax.get_xgridlines())
+    assert all(line.get_visible() for line in ax.get_ygridlines())
+    assert [tick.label1.get_text() for tick in ax.yaxis.get_major_ticks()] == ["few", "half"]
+    (legend,), (beside,) = drawn.legends, plain.legends
+    assert legend._ncols > 1 == beside._ncols, "what lies across is not a column"
+
+
 def test_every_builder_has_a_still_picture():
     costs = {"vit": count(vit(8))}
     for fig in (

@@ -24,10 +24,6 @@ LESSONS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 SIZE = 600_000  # bytes of a saved lesson
 LAST = ["Limits", "Exercises", "Papers", "Next"]
 SETUP = 3  # the cell that loads the model: papermill puts its parameters between the two first cells
-TIED = {  # what they claim, they claim of one model, and so far they find out midway that it is another
-    *("00_start_here", "01_attention", "02_images_to_tokens", "03_where_am_i", "05_seeing_attention"),
-    *("07_token_pruning", "08_token_merging", "10_quantizing_a_vit", "11_one_budget"),
-}
 
 
 def test_there_is_a_lesson_and_every_source_has_been_run():
@@ -151,12 +147,10 @@ def refusal(path: Path, folder: Path, **values):
 def test_it_runs_with_other_parameters_and_refuses_a_model_at_once_or_not_at_all(path, tmp_path):
     """shapes-vit-gap has no class token: a lesson about one says so where it loads the model."""
     other = {"fast": True, "seed": 1}
-    if path.stem not in TIED and (stopped := refusal(path, tmp_path, **other, model="shapes-vit-gap")):
+    if stopped := refusal(path, tmp_path, **other, model="shapes-vit-gap"):
         assert (stopped.exec_count, stopped.ename) == (SETUP, "LabkitError"), stopped
         assert "shapes-vit-gap" in stopped.evalue
-    elif path.stem not in TIED:
-        return
-    assert refusal(path, tmp_path, **other) is None
+        assert refusal(path, tmp_path, **other) is None
 
 
 def busy(folder: Path, name: str = "busy") -> None:

@@ -35,8 +35,8 @@ class Verdict:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f'<tr><th style="text-align: left; vertical-align: top">{escape(left)}</th>'
-            f'<td style="text-align: left"><pre style="margin: 0; background: transparent">{escape(right)}</pre></td></tr>'
+            f'<tr><th style="text-align: left; vertical-align: top">{escape(left)}</th><td style="text-align: left">'
+            f'<pre style="margin: 0; background: transparent">{escape(right)}</pre></td></tr>'
             for left, right in self.details
         )
         says = f'<div style="margin: 4px 0">{escape(self.says)}</div>' if self.says else ""

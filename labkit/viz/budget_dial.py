@@ -113,13 +113,8 @@ def picture(looks: Sequence[Look]) -> Figure:
     ax.axvline(now.budget, color="#555555", linestyle="--", linewidth=1, label="budget and floor")
     ax.axhline(100 * now.floor, color="#555555", linestyle="--", linewidth=1)
     stairs = sorted((p.cost, p.value) for p, ahead in zip(points, best, strict=True) if ahead)
-    ax.step(
-        *zip(*[*stairs, (right, stairs[-1][1])], strict=True),
-        where="post",
-        color="#777777",
-        linestyle=":",
-        label="not beaten",
-    )
+    stairs.append((right, stairs[-1][1]))
+    ax.step(*zip(*stairs, strict=True), where="post", color="#777777", linestyle=":", label="not beaten")
     for each, p, ahead in zip(looks, points, best, strict=True):
         low, high = (100 * end for end in wilson(each.right, each.images))
         style: dict[str, Any] = {"color": LINES[0], "marker": "o"} if ahead else {"color": LINES[4], "marker": "x"}
@@ -195,9 +190,7 @@ class BudgetDial(Dial[Look]):
         points = {stop: (each.time, each.share) for stop, each in self.looks.items()}
         *_, last = self.looks.values()
         fastest = cheapest(points, last.budget, last.floor)
-        if fastest is not None:
-            return self.looks[fastest]
-        return max(self.looks.values(), key=lambda each: (each.share, -each.time))
+        return max(self.looks.values(), key=lambda e: (e.share, -e.time)) if fastest is None else self.looks[fastest]
 
 
 def cheapest(points: Mapping[K, tuple[float, float]], budget: float, floor: float) -> K | None:

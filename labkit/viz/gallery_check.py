@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from labkit import paths
 from labkit.errors import LabkitError
 from labkit.papers import Row
 
+PARSING = threading.Lock()  # Python 3.11 counts the depth of its parser once for all threads
 SECONDS = 170  # that a run may take; most take five, of which three are imports
 
 
@@ -56,7 +58,8 @@ def source(test: str) -> str | None:
     if not path.is_file():
         return None
     text = path.read_text(encoding="utf-8")
-    node: ast.Module | ast.FunctionDef | ast.ClassDef = ast.parse(text)
+    with PARSING:
+        node: ast.Module | ast.FunctionDef | ast.ClassDef = ast.parse(text)
     for name in names:
         inside = [n for n in node.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == name]
         if not inside:
