@@ -235,12 +235,12 @@ def audits(folder: Path, count: int) -> Iterator[Case]:
 
 
 FAMILIES: dict[str, tuple[Callable[[Path, int], Iterator[Case]], int]] = {
-    "images": (images, 120),
+    "images": (images, 60),
     "weights": (weights, 120),
     "names": (names, 80),
-    "parameters": (parameters, 120),
-    "tables": (tables, 80),
-    "audits": (audits, 80),
+    "parameters": (parameters, 160),
+    "tables": (tables, 60),
+    "audits": (audits, 200),
 }
 
 

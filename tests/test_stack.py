@@ -262,7 +262,7 @@ def test_a_file_that_cannot_be_read_or_written_is_a_sentence(tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     Stack(patch=8).to_json(tmp_path / "mine.json")
-    monkeypatch.setattr(choices.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(LabkitError, match="No space left"):
         Stack(patch=16).to_json(tmp_path / "mine.json")
     assert Stack.from_json(tmp_path / "mine.json") == Stack(patch=8)
