@@ -14,7 +14,7 @@ from labkit import paths
 from tests.tools import tool
 
 SOURCES = sorted(paths.NOTEBOOKS.glob("[0-9]*.py"))
-QUICK = ("00_start_here", "01_attention")
+QUICK = ("01_attention",)
 variants = tool("variants")
 
 

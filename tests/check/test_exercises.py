@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import html
 import inspect
+import random
 import re
 import textwrap
 
@@ -70,7 +71,7 @@ ODD = [
 
 
 def test_no_answer_whatever_it_returns_breaks_the_check(task):
-    for odd in ODD:
+    for odd in random.Random(task.name).sample(ODD, 12):  # over all exercises each comes some twenty times
         verdict = examine(task, lambda *arguments, odd=odd: odd)
         assert verdict.word in (NOT_YET, NOT_STARTED) and len(repr(verdict)) < 1500, odd
 
