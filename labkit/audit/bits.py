@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from labkit import quant
 from labkit.audit import stacks
-from labkit.audit.measure import change, percent, points
+from labkit.audit.measure import change, faster, percent, points
 from labkit.audit.subject import Subject, logits, subset
 from labkit.stack import Stack
 from labkit.tables import Table
@@ -60,7 +60,7 @@ def sensitivity(found: Subject) -> dict[str, float]:
 
 
 def table(values: dict[str, Any]) -> Table:
-    rows = [[row["name"], percent(row), points(row), stacks.faster(row)] for row in values["candidates"]]
+    rows = [[row["name"], percent(row), points(row), faster(row)] for row in values["candidates"]]
     rows += [[name, percent(row), points(row), "simulated"] for name, row in values["simulated"].items()]
     return Table(
         ["bits", values["word"], "points, against untouched", "times as fast"], rows, [False, True, True, True]
@@ -72,7 +72,7 @@ def sentence(values: dict[str, Any]) -> str:
     worst = sorted(values["sensitivity"], key=lambda name: -values["sensitivity"][name])[:3]
     four = values["simulated"]["W4/A4 careful"]
     return (
-        f"Eight bits on integer kernels ({best['name']}) run {stacks.faster(best)} times as fast and cost "
+        f"Eight bits on integer kernels ({best['name']}) run {faster(best)} times as fast and cost "
         f"{points(best)} points of {values['word']}; four bits, with care, {points(four)}. The layers that mind four "
         f"bits most are {', '.join(worst)}."
     )

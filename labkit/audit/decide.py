@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from labkit.audit.measure import Row, points
+from labkit.audit.measure import Row, faster, points
 
 Z = 1.96
 
@@ -57,7 +57,7 @@ def sentence(best: Row | None, verdict: str, rivals: list[str], images: int, wor
             f"Keep the model as it is: on these {images} images nothing that was tried is surely faster and loses at "
             f"most {allowed} of {word}."
         )
-    told = f"{best['describe']}: {speed(best)}, {points(best)} points of {word}, on {images} images"
+    told = f"{best['describe']}: {faster(best)} times as fast, {points(best)} points of {word}, on {images} images"
     tied = f" Its speed cannot be told from that of {', '.join(rivals[:3])}." if rivals else ""
     if verdict == "proven":
         return f"Take {told}.{tied}"
@@ -65,8 +65,3 @@ def sentence(best: Row | None, verdict: str, rivals: list[str], images: int, wor
         f"Not enough images to be sure: best so far is {told}. A loss of {allowed} cannot be ruled out with fewer than "
         f"{images_needed(tolerance)} images.{tied}"
     )
-
-
-def speed(row: Row) -> str:
-    """How many times as fast as the untouched model."""
-    return f"{1 / row['ratio']:.2f} times as fast [{1 / row['ratio_high']:.2f}, {1 / row['ratio_low']:.2f}]"

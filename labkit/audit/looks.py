@@ -147,6 +147,7 @@ def sentence(values: dict[str, Any]) -> str:
     )
 
 
+@figures.styled
 def figure(values: dict[str, Any]) -> Figure:
     """Each head as a point: how far it looks, and what is lost without it."""
     fig = Figure(figsize=(6.5, 3.2), layout="constrained")
@@ -164,6 +165,3 @@ def figure(values: dict[str, Any]) -> Figure:
     ax.axhline(0, color="black", linewidth=0.8)
     ax.set(xlabel="mean distance it looks (patches)", ylabel="effect of silence (points)")
     return fig
-
-
-figure = figures.styled(figure)

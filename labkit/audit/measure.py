@@ -53,3 +53,8 @@ def points(row: Row) -> str:
     """A paired difference with its interval, in points."""
     middle, low, high = (f"{100 * row[name]:+.1f}" for name in ("difference", "difference_low", "difference_high"))
     return f"{middle} [{low}, {high}]"
+
+
+def faster(row: Row) -> str:
+    """How many times as fast as the untouched model, in words."""
+    return f"{1 / row['ratio']:.2f} [{1 / row['ratio_high']:.2f}, {1 / row['ratio_low']:.2f}]"

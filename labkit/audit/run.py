@@ -9,6 +9,7 @@ from typing import Any
 
 from labkit import paths, report
 from labkit.audit.audit import Audit, read
+from labkit.audit.measure import faster, percent, points
 from labkit.audit.subject import subject
 from labkit.errors import LabkitError
 from labkit.notebook import check_seed, torch_device
@@ -82,8 +83,6 @@ def compare(first: Path, second: Path) -> Table:
 
 
 def untouched(what: dict[str, Any]) -> str:
-    from labkit.audit.measure import percent
-
     return percent(what["untouched"]) if "untouched" in what else "-"
 
 
@@ -92,7 +91,4 @@ def by_name(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def choice(row: dict[str, Any] | None) -> str:
-    from labkit.audit.measure import points
-    from labkit.audit.stacks import faster
-
     return "-" if row is None else f"{points(row)} points, {faster(row)} times as fast"

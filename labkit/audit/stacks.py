@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from labkit import cost
-from labkit.audit.measure import Row, change, percent, points, share, times
+from labkit.audit.measure import Row, change, faster, percent, points, share, times
 from labkit.audit.subject import Subject
 from labkit.stack import Stack
 from labkit.tables import Table
@@ -51,10 +51,6 @@ def table(values: dict[str, Any]) -> Table:
         "times as fast",
     ]
     return Table(headers, rows, [False] + [True] * 5)
-
-
-def faster(row: Row) -> str:
-    return f"{1 / row['ratio']:.2f} [{1 / row['ratio_high']:.2f}, {1 / row['ratio_low']:.2f}]"
 
 
 @figures.styled

@@ -7,7 +7,7 @@ from typing import Any
 
 from labkit.audit import stacks
 from labkit.audit.bits import careful
-from labkit.audit.measure import Row, points
+from labkit.audit.measure import Row, faster, points
 from labkit.audit.subject import Subject
 from labkit.stack import Stack
 
@@ -42,6 +42,6 @@ def figure(values: dict[str, Any]) -> Any:
 
 def sentence(values: dict[str, Any]) -> str:
     tried = joined(values)["candidates"]
-    told = [f"{row['name']} ({stacks.faster(row)} times as fast, {points(row)} points)" for row in stacks.front(tried)]
+    told = [f"{row['name']} ({faster(row)} times as fast, {points(row)} points)" for row in stacks.front(tried)]
     word = values["word"]
     return f"Of {len(tried)} choices, nothing beats these in time and {word} both: {'; '.join(told)}."

@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from labkit import cost
+from labkit.audit.measure import share
 from labkit.audit.subject import Subject
 from labkit.tables import Table
 from labkit.viz import figures
@@ -33,8 +34,6 @@ def measure(found: Subject, fast: bool = False) -> dict[str, Any]:
 
 def kept(found: Subject) -> dict[str, Any]:
     """How the answers are judged, and how the untouched model does."""
-    from labkit.audit.measure import share
-
     return {"word": found.word, "untouched": share(found.right())}
 
 

@@ -29,7 +29,7 @@ def test_the_fastest_that_is_proven_is_taken():
     advice = recommend(rows, 1000, "accuracy")
     assert (advice["verdict"], advice["choice"], advice["stack"]) == ("proven", "fast", {"keep": 0.5})
     assert advice["sentence"].startswith(
-        "Take Fast: 2.00 times as fast [1.96, 2.04], -0.2 [-0.7, +0.3] points of accuracy"
+        "Take Fast: 2.00 [1.96, 2.04] times as fast, -0.2 [-0.7, +0.3] points of accuracy"
     )
 
 
