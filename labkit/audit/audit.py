@@ -101,6 +101,7 @@ class Audit:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "model": self.found.name,
+            "asked": self.found.asked,
             "images": len(self.found.inputs),
             "word": self.found.word,
             "notes": list(self.found.notes),

@@ -6,6 +6,7 @@ Everything that comes from outside (names of models, folders, labels) is text an
 from __future__ import annotations
 
 import base64
+import shlex
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from labkit.audit.audit import Audit, Section
 
 SHOWN = 4  # images in the explorer of the page
+FIRST = "together"  # the section that shows what the recommendation was chosen from
 STYLE = """
 .verdict { margin: 12px; padding: 8px 16px; border-left: 6px solid #2a7fb8; font-size: 1.1em; }
 section { margin: 28px 12px; }
@@ -30,23 +32,33 @@ th, td { padding: 2px 10px; border-bottom: 1px solid light-dark(#ddd, #444); whi
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 .text { text-align: left; }
 pre { padding: 8px 12px; overflow-x: auto; white-space: pre-wrap; background: light-dark(#f4f4f6, #222228); }
+nav { margin: 12px; }
 footer { margin: 28px 12px; opacity: 0.75; font-size: 0.9em; }
 """
 
 
 def whole(audit: Audit) -> str:
-    """The page."""
+    """The page: what to do, the choices that were compared, all that was measured, and how to repeat it."""
     found, advice = audit.found, audit.recommendation()
     shown = explorer(found) if "looks" in audit.sections else None
-    parts = [f'<p class="verdict" role="status">{escape(advice["sentence"])}</p>']
-    for name, part in audit.sections.items():
-        parts.append(section(part))
-        if name == "looks" and shown is not None:
-            parts.append(f"<section><h2>Look for yourself</h2>{shown.body}</section>")
-    parts.append(reproduce(audit, advice))
-    parts.append(notes(audit))
+    told = {name: section(part) for name, part in audit.sections.items()}
+    if shown is not None:
+        told["looks"] += f'<section id="explore"><h2>Look for yourself</h2>{shown.body}</section>'
+    verdict = f'<p class="verdict" role="status">{escape(advice["sentence"])}</p>'
+    evidence = told.pop(FIRST, "") if advice.get("choice") else ""
+    parts = [verdict, contents(audit), evidence, *told.values(), repeat(audit, advice), notes(audit)]
     style = STYLE + (shown.style if shown else "")
     return page.document(f"Audit of {found.name}", "\n".join(parts), style, shown.script if shown else "")
+
+
+def contents(audit: Audit) -> str:
+    """Where each section is, and which were not measured."""
+    links = [
+        f'<a href="#{name}">{escape(part.title)}</a>{" (not measured)" if "skipped" in part.values else ""}'
+        for name, part in audit.sections.items()
+    ]
+    links.append('<a href="#repeat">Repeat it</a>')
+    return f"<nav>{' · '.join(links)}</nav>"
 
 
 def section(part: Section) -> str:
@@ -81,23 +93,37 @@ def explorer(found: Subject) -> page.Embedded | None:
     return Explorer(traced, found.images[:SHOWN]).embedded()
 
 
-def reproduce(audit: Audit, advice: dict[str, Any]) -> str:
-    """The lines of Python that build what is recommended."""
-    if not advice.get("stack"):
-        return ""
-    return f"<section><h2>In Python</h2><pre>{escape(lines(audit, advice['stack']))}</pre></section>"
+def repeat(audit: Audit, advice: dict[str, Any]) -> str:
+    """The command that makes this page again, and the lines of Python that build what is recommended."""
+    told = f"<h2>Repeat it</h2><pre>{escape(command(audit))}</pre>"
+    if advice.get("stack"):
+        told += f"<p>What is recommended, in Python:</p><pre>{escape(lines(audit, advice['stack']))}</pre>"
+    return f'<section id="repeat">{told}</section>'
+
+
+def command(audit: Audit) -> str:
+    """`labkit report audit` with the options of this run."""
+    asked = audit.found.asked | {"tolerance": audit.tolerance}
+    named = {name: asked.pop(name) for name in ("model", "weights", "images", "labels") if name in asked}
+    words = [word for name, value in named.items() for word in (f"--{name}", value)]
+    words += ["--fast"] if audit.fast else []
+    words += [word for name, value in asked.items() for word in ("-p", f"{name}={value}")]
+    return shlex.join(["labkit", "report", "audit", *words])
 
 
 def lines(audit: Audit, stack: dict[str, Any]) -> str:
+    """A script that prints the share of right answers of the recommended stack."""
     from labkit.stack import Stack
 
     plain = Stack().choices()
     told = ", ".join(f"{name}={value!r}" for name, value in stack.items() if value != plain[name])
+    asked = ", ".join(f"{name}={value!r}" for name, value in audit.found.asked.items())
+    calibration = f"found.calibration[:{len(audit.found.calibration)}]"
     return (
-        "import labkit\nfrom labkit.audit import subject\nfrom labkit.stack import Stack\n\n"
-        f"found = subject({audit.found.name!r})  # with the weights and images of this audit\n"
-        f"quick = Stack({told}).build(found.vit, calibration=found.calibration)\n"
-        "print(found.right(quick).double().mean())\n"
+        "from labkit.audit import subject\nfrom labkit.stack import Stack\n\n"
+        f"found = subject({asked})\n"
+        f"quick = Stack({told}).build(found.vit, calibration={calibration})\n"
+        f"print(found.right(quick).double().mean())  # {audit.found.word}\n"
     )
 
 

@@ -6,16 +6,15 @@ and shares are called agreement: nobody knows whether the untouched model was ri
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
+from inspect import signature
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from labkit import convert, data, zoo
+from labkit.audit.labels import right_answers
 from labkit.data.batch import ImageSet
 from labkit.errors import LabkitError, closest
 from labkit.vit import ViT
@@ -39,6 +38,7 @@ class Subject:
     std: Tensor
     batch: int = 8  # images that are timed at once
     notes: tuple[str, ...] = ()  # what the reader of the page has to know about the images
+    asked: dict[str, Any] = field(default_factory=dict)  # the arguments of `subject` that made it, without defaults
 
     @property
     def word(self) -> str:
@@ -88,42 +88,55 @@ def subject(
     batch: int = 8,
 ) -> Subject:
     """Everything the sections need, read and checked before any of them runs; `limit` 0 is as many as time allows."""
+    asked: dict[str, Any] = {"model": model, "weights": weights, "images": images, "labels": labels}
+    asked |= {"limit": limit, "seed": seed, "batch": batch}
     if limit < 0 or batch < 1:
         raise LabkitError(f"limit={limit}, batch={batch}; expected a limit of 0 or more and a batch of 1 or more.")
-    net, plain, mean, std, size = network(model, weights)
-    limit = limit or (64 if size > 128 else 320)
-    test, calibration, notes = pictures(model, images, size, limit, seed)
+    net = network(model, weights)
+    limit = limit or (64 if net.size > 128 else 320)
+    test, calibration, notes = pictures(model, images, net, limit, seed)
 
-    inputs = normalised(test.images, mean, std)
-    answers = logits(net, inputs)
+    inputs = normalised(test.images, net.mean, net.std)
+    answers = logits(net.model, inputs)
     if not answers.isfinite().all():
         raise LabkitError(f"{model} answers with NaN or infinite numbers: its weights are damaged; fetch them again.")
     truth, why = right_answers(test, labels, answers.shape[1])
     labelled = truth is not None
     return Subject(
         name=model,
-        model=net,
-        plain=plain,
+        model=net.model,
+        plain=net.plain,
         images=test,
         inputs=inputs,
-        calibration=normalised(calibration, mean, std),
+        calibration=normalised(calibration, net.mean, net.std),
         truth=answers.argmax(dim=1) if truth is None else truth,
         labelled=labelled,
         batch=batch,
-        mean=mean,
-        std=std,
+        mean=net.mean,
+        std=net.std,
         notes=(*notes, *([why] if why else []), *test.skipped),
+        asked={name: value for name, value in asked.items() if value != signature(subject).parameters[name].default},
     )
 
 
-def network(name: str, weights: str) -> tuple[nn.Module, str, Tensor, Tensor, int]:
-    """(model, why it is not plain or "", mean and std of its pixels, side of its images)."""
-    as_is = torch.zeros(3), torch.ones(3)
+class Network(NamedTuple):
+    """A model, and the images that it was made for."""
+
+    model: nn.Module
+    plain: str  # empty, or why it is not a plain ViT
+    mean: Tensor
+    std: Tensor
+    size: int
+    crop: float = 1.0  # the share of an image's shorter side that is cut out of its centre
+
+
+def network(name: str, weights: str) -> Network:
+    """What is audited, with the pixels it expects; damaged weights and unknown names are refused."""
     if name in zoo.SPECS or name.endswith(".safetensors"):
         if weights:
             raise LabkitError(f"{name} brings its own weights; leave --weights out, or name a model of timm.")
         net = zoo.load(name).eval()
-        return net, "", *as_is, side(net)
+        return Network(net, "", torch.zeros(3), torch.ones(3), side(net))
     import timm
 
     timm_name = name.removeprefix("timm:")
@@ -139,11 +152,12 @@ def network(name: str, weights: str) -> tuple[nn.Module, str, Tensor, Tensor, in
             f"{len(bad)} tensors of {weights or name} hold NaN or infinite numbers, the first is {bad[0]}."
         )
     config: Any = theirs.pretrained_cfg
-    mean, std = torch.tensor(config["mean"]), torch.tensor(config["std"])
+    pixels = torch.tensor(config["mean"]), torch.tensor(config["std"])
+    cut = int(config["input_size"][-1]), float(config["crop_pct"])
     try:
-        return ViT.from_timm(theirs).eval(), "", mean, std, int(config["input_size"][-1])
+        return Network(ViT.from_timm(theirs).eval(), "", *pixels, *cut)
     except LabkitError as reason:
-        return theirs, str(reason), mean, std, int(config["input_size"][-1])
+        return Network(theirs, str(reason), *pixels, *cut)
 
 
 def side(model: ViT) -> int:
@@ -151,16 +165,22 @@ def side(model: ViT) -> int:
     return int(model.grid[0] * proj.stride[0])
 
 
-def pictures(name: str, path: str, size: int, limit: int, seed: int) -> tuple[ImageSet, Tensor, list[str]]:
+def pictures(name: str, path: str, net: Network, limit: int, seed: int) -> tuple[ImageSet, Tensor, list[str]]:
     """(test images, calibration images, what to know about them)."""
-    if path:
-        found = data.folder(path, size, limit + calibration_size(limit))
-        return split(found, limit)
-    if name in SHAPES:
+    if name in SHAPES and not path:
         return data.shapes("test", limit, seed=seed), data.shapes("train", 64, start=10_000_000).images, []
-    shown = data.samples(size)
+    around = int(net.size / net.crop)  # rounded down, as timm does it
+    if path:
+        return split(centre(data.folder(path, around, limit + calibration_size(limit)), net.size), limit)
+    shown = centre(data.samples(around), net.size)
     note = "No images were named: these are the ten pictures that ship with labkit, and none of them has a label."
     return shown[: min(limit, len(shown))], shown.images, [note]
+
+
+def centre(images: ImageSet, size: int) -> ImageSet:
+    """The square in the middle."""
+    start = (images.images.shape[-1] - size) // 2
+    return replace(images, images=images.images[..., start : start + size, start : start + size])
 
 
 def calibration_size(limit: int) -> int:
@@ -175,61 +195,6 @@ def split(found: ImageSet, limit: int) -> tuple[ImageSet, Tensor, list[str]]:
         return found[:limit], found.images, [note]
     rest = len(found) - spare
     return found[: min(rest, limit)], found.images[rest:], []
-
-
-def right_answers(test: ImageSet, labels: str, classes: int) -> tuple[Tensor | None, str]:
-    """(the label of each image, or None; why there are none)."""
-    if labels:
-        return from_csv(Path(labels), test, classes), ""
-    if test.labels is None:
-        return None, "The images have no labels: shares are of agreement with the untouched model, not of accuracy."
-    known = class_numbers(test.names, classes)
-    if known is None:
-        return None, (
-            f"The {len(test.names)} folder names are not the {classes} classes of the model (numbers, WordNet ids, or "
-            "one folder for each class): shares are of agreement with the untouched model, not of accuracy."
-        )
-    return torch.tensor(known)[test.labels], ""
-
-
-def class_numbers(names: Sequence[str], classes: int) -> list[int] | None:
-    """Which output of the model each folder is: by number, by WordNet id, or by order when there are as many."""
-    if all(name.isdecimal() and int(name) < classes for name in names):
-        return [int(name) for name in names]
-    if classes == 1000:
-        from timm.data import ImageNetInfo
-
-        ids = {name: i for i, name in enumerate(ImageNetInfo().label_names())}
-        if all(name in ids for name in names):
-            return [ids[name] for name in names]
-    return list(range(classes)) if len(names) == classes else None
-
-
-def from_csv(path: Path, test: ImageSet, classes: int) -> Tensor:
-    """A line for each image: its file name, and the number of its class."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = [line for line in csv.reader(file) if line]
-    except (OSError, ValueError, csv.Error) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise LabkitError(
-            f"The labels {path} cannot be read ({why}); expected a CSV: file name, class number."
-        ) from None
-    known: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if len(line) != 2 or not line[1].strip().isdecimal() or int(line[1]) >= classes:
-            if number == 1:  # a heading
-                continue
-            raise LabkitError(
-                f"Line {number} of {path.name} is {','.join(line)[:80]!r}; expected a file name and a class from 0 to "
-                f"{classes - 1}."
-            )
-        known[line[0].strip()] = int(line[1])
-    if test.labels is not None:
-        raise LabkitError("The images lie in folders by class; give either class folders or a CSV of labels.")
-    if missing := [name for name in test.names if name not in known]:
-        raise LabkitError(f'{path.name} has no label for {len(missing)} of the images, the first is "{missing[0]}".')
-    return torch.tensor([known[name] for name in test.names])
 
 
 def subset(found: Subject, count: int) -> Subject:

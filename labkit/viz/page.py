@@ -9,21 +9,26 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import zlib
 from collections.abc import Sequence
 from html import escape
 from typing import Any, NamedTuple
 
 from labkit.errors import LabkitError
 
-ROOM = 16 * 2**20  # bytes of maps that a page holds unless it is asked for more
+ROOM = 16 * 2**20  # bytes of maps, before they are packed, that a page holds unless it is asked for more
 MOST = 96 * 2**20  # a browser opens more only with patience
 
 SHIM = """
 const held = (id) => document.getElementById(id).textContent;
-const bytes = (text) => new DataView(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
+const bytes = async (text) => {
+  const packed = new Blob([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))]);
+  const stream = packed.stream().pipeThrough(new DecompressionStream("deflate"));
+  return new DataView(await new Response(stream).arrayBuffer());
+};
 const saved = JSON.parse(held("state"));
-const images = saved.numbers.map((_, i) => bytes(held(`data${i}`)));
-const others = saved.numbers.map((_, i) => bytes(held(`other${i}`)));
+const all = (name) => Promise.all(saved.numbers.map((_, i) => bytes(held(`${name}${i}`))));
+const [images, others] = await Promise.all([all("data"), all("other")]);
 const listeners = {};
 const values = { ...saved.state, alone: true };
 const tell = (name) => (listeners[`change:${name}`] ?? []).forEach((act) => act());
@@ -89,8 +94,7 @@ def embed(esm: str, css: str, state: dict[str, Any], images: list[Held]) -> Embe
     saved = json.dumps({"state": state, "numbers": numbers, "outcomes": outcomes})
     held = [_held("state", "application/json", saved.replace("<", "\\u003c"))]
     for i, (data, *other) in enumerate(packs):
-        held.append(_held(f"data{i}", "application/octet-stream", base64.b64encode(data).decode()))
-        held.append(_held(f"other{i}", "application/octet-stream", base64.b64encode(b"".join(other)).decode()))
+        held += [_packed(f"data{i}", data), _packed(f"other{i}", b"".join(other))]
     place = (
         '<div id="explorer"></div>\n<noscript>This page draws with a script of its own; allow it to run.</noscript>\n'
     )
@@ -113,6 +117,10 @@ def document(title: str, body: str, style: str, script: str = "") -> str:
 def _held(name: str, kind: str, text: str) -> str:
     """A block that is carried and not executed; base64 and escaped JSON hold no `<`."""
     return f'<script type="{kind}" id="{name}">{text}</script>\n'
+
+
+def _packed(name: str, data: bytes) -> str:
+    return _held(name, "application/octet-stream", base64.b64encode(zlib.compress(data)).decode())
 
 
 def _hash(text: str) -> str:

@@ -7,9 +7,12 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from timm.data import create_transform
 from torch import nn
 
-from labkit.audit.subject import class_numbers, subject
+from labkit import paths
+from labkit.audit.labels import class_numbers
+from labkit.audit.subject import Network, pictures, subject
 from labkit.errors import LabkitError
 
 TINY = {"vit_tiny_patch16_224": {}, "convnext_atto": {}}
@@ -175,3 +178,21 @@ def test_a_pickle_under_a_new_name_is_never_opened(tmp_path):
         subject("vit_tiny_patch16_224", str(path))
     with pytest.raises(LabkitError, match="is a pickle"):
         subject(str(path))
+
+
+def test_images_are_cut_as_the_weights_were_tested():
+    net = Network(nn.Identity(), "", torch.zeros(3), torch.ones(3), size=96, crop=0.875)
+    transform = create_transform((3, 96, 96), mean=(0, 0, 0), std=(1, 1, 1), crop_pct=0.875, interpolation="bicubic")
+    ours, _, _ = pictures("", str(paths.DATA / "images"), net, limit=10, seed=0)
+    assert ours.images.shape == (10, 3, 96, 96)
+    for name, image in zip(ours.names, ours.images, strict=True):
+        assert torch.equal(image, transform(Image.open(paths.DATA / "images" / name).convert("RGB")))
+
+
+def test_a_file_with_two_answers_is_refused_and_said_twice_is_not(photos, tmp_path):
+    table, lines = tmp_path / "labels.csv", [f"{i:02d}.png,1" for i in range(20)]
+    table.write_text("\n".join([*lines, lines[3]]))
+    assert subject(images=photos(), labels=str(table), limit=4).labelled
+    table.write_text("\n".join([*lines, "03.png,2"]))
+    with pytest.raises(LabkitError, match=r"labels.csv says both 1 and 2 of '03.png'"):
+        subject(images=photos(), labels=str(table), limit=4)

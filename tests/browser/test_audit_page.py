@@ -30,7 +30,7 @@ def test_it_says_what_was_found_and_nothing_is_cut_off(file, new_page, axe, widt
     assert page.title().startswith("Audit of </title>")
     expect(page.locator(".verdict")).to_contain_text("No choice was measured")
     expect(page.locator("section > h2")).to_have_text(
-        ["What it is", "What it looks at", "Look for yourself", "How firm the answers are"]
+        ["What it is", "What it looks at", "Look for yourself", "How firm the answers are", "Repeat it"]
     )
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     for picture in page.locator("section img").all():
