@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from labkit import data, paths, zoo
+from labkit import data, paths, zoo, zoo_make
 from labkit.checkpoint import save, sha256
 from labkit.data.batch import ImageSet
 from labkit.errors import LabkitError
@@ -37,7 +37,7 @@ def test_a_shipped_model_is_what_its_card_says(name):
     assert card["architecture"] == spec.architecture
     assert card["recipe"]["steps"] == spec.recipe.steps and card["recipe"]["batch"] == spec.batch
     held_out = spec.held_out()
-    assert card["held_out"]["hash"] == zoo.data_hash(held_out) and card["held_out"]["images"] == len(held_out)
+    assert card["held_out"]["hash"] == zoo_make.data_hash(held_out) and card["held_out"]["images"] == len(held_out)
     some = held_out[:400]
     right = hits(zoo.load(name), some).float().mean().item()
     assert abs(right - card["held_out"]["accuracy"]) < 4 * (0.1 * 0.9 / len(some)) ** 0.5
@@ -67,8 +67,8 @@ def test_folding_the_normalisation_changes_nothing():
     torch.manual_seed(0)
     model = ViT(**SMALL).eval()
     x = torch.rand(2, 3, 16, 16)
-    before = model((x - zoo.MEAN) / zoo.STD)
-    zoo.fold_normalisation(model)
+    before = model((x - zoo_make.MEAN) / zoo_make.STD)
+    zoo_make.fold_normalisation(model)
     assert (model(x) - before).abs().max() < 1e-6
 
 
@@ -119,7 +119,7 @@ def test_an_unknown_name_gets_the_nearest():
     with pytest.raises(LabkitError, match='Did you mean "shapes-vit"'):
         zoo.load("shape-vit")
     with pytest.raises(LabkitError, match='Did you mean "digits-vit"'):
-        zoo.make("digit-vit", paths.CACHE)
+        zoo_make.make("digit-vit", paths.CACHE)
 
 
 def test_the_command_line_says_what_it_takes():
@@ -132,7 +132,7 @@ def test_making_a_model_writes_a_card_that_loads(tmp_path, monkeypatch):
     quick = replace(spec, recipe=replace(spec.recipe, steps=3), architecture=spec.architecture | {"depth": 1})
     monkeypatch.setitem(zoo.SPECS, "digits-vit", quick)
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path / "shelf")
-    zoo.make("digits-vit", tmp_path / "run", progress=False)
+    zoo_make.make("digits-vit", tmp_path / "run", progress=False)
     assert json.loads((tmp_path / "run" / "log.json").read_text())[-1]["step"] == 3
     zoo.load("digits-vit")
 
@@ -158,7 +158,7 @@ def test_every_batch_is_read_with_every_size_and_all_of_them_move_the_one_kernel
         logits = module(batch.images)
         return logits.square().mean() * len(sizes), logits
 
-    value, logits = zoo.every_patch((8, 4), loss)(model, batch)
+    value, logits = zoo_make.every_patch((8, 4), loss)(model, batch)
     assert sizes == [8, 4] and model.patch_embed.patch == 8
     assert torch.equal(logits, model(batch.images))
     each = [loss(model, batch)[0]]
@@ -177,7 +177,7 @@ def test_a_model_that_starts_from_another_ends_plain_and_reads_pixels_as_they_ar
         seen.append(data.shapes("train", 2, start=step))
         return seen[-1]
 
-    monkeypatch.setattr(zoo, "data_hash", lambda held_out: "none")
+    monkeypatch.setattr(zoo_make, "data_hash", lambda held_out: "none")
     quick = replace(
         spec,
         recipe=replace(spec.recipe, steps=1, lr=0.0),
@@ -189,8 +189,8 @@ def test_a_model_that_starts_from_another_ends_plain_and_reads_pixels_as_they_ar
     shutil.copy(paths.CHECKPOINTS / "shapes-vit.safetensors", tmp_path)
     shutil.copy(paths.CHECKPOINTS / "shapes-vit.json", tmp_path)
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path)
-    card = zoo.make("shapes-vit-flexi", tmp_path / "run", progress=False)
+    card = zoo_make.make("shapes-vit-flexi", tmp_path / "run", progress=False)
     again = zoo.load("shapes-vit-flexi")
     assert (again(seen[0].images) - first(seen[0].images)).abs().max() < 1e-4, "nothing was learned, nothing is folded"
     assert card["start"] == "shapes-vit" and set(card["patches"]) == {"8", "16"}
-    assert not hasattr(zoo.begin(zoo.SPECS["digits-vit"]).patch_embed, "patch")
+    assert not hasattr(zoo_make.begin(zoo.SPECS["digits-vit"]).patch_embed, "patch")

@@ -28,7 +28,9 @@ h2 { margin: 0 0 4px; font-size: 1.15em; }
 section img { max-width: 100%; background: #fff; border-radius: 4px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; margin: 8px 0; font-size: 0.92em; }
-th, td { padding: 2px 10px; border-bottom: 1px solid light-dark(#ddd, #444); white-space: nowrap; }
+th, td { padding: 2px 8px; border-bottom: 1px solid light-dark(#ddd, #444); }
+th { vertical-align: bottom; }
+td { white-space: nowrap; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 .text { text-align: left; }
 pre { padding: 8px 12px; overflow-x: auto; white-space: pre-wrap; background: light-dark(#f4f4f6, #222228); }
