@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from labkit import files
 from labkit.errors import LabkitError
 from labkit.vit import ViT
 
@@ -116,8 +117,7 @@ def write(
 
 def contents(path: Path) -> Contents:
     """What is in a safetensors file of ours; anything else is refused in a sentence."""
-    if not path.is_file():
-        raise LabkitError(f"There is no checkpoint {path}; expected a .safetensors file written by labkit.save.")
+    files.check_readable(path, "checkpoint", "expected a .safetensors file written by labkit.save")
     with path.open("rb") as stream:
         begin = stream.read(2)
     if begin in (b"PK", b"\x80\x02", b"\x80\x04"):
@@ -140,7 +140,7 @@ def contents(path: Path) -> Contents:
         )
     try:
         told = dict(json.loads(meta[key]))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise LabkitError(f"What {path.name} says of its model is not as labkit writes it ({error}).") from None
     return Contents(path.name, told if key == "quantized" else {key: told}, tensors)
 

@@ -43,6 +43,8 @@ def read_object(path: str | Path) -> dict[str, Any]:
         raise LabkitError(
             f"{path} is no JSON (line {error.lineno}: {error.msg}); write it again, or mend it."
         ) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets in brackets
+        raise LabkitError(f"{path} cannot be read as JSON ({error}); write it again, or mend it.") from None
     if not isinstance(told, dict):
         raise LabkitError(
             f'{path} holds a {type(told).__name__}; expected an object of names and values, as {{"keep": 0.5}}.'

@@ -130,8 +130,9 @@ def main(argv: list[str] | None = None) -> int:
     except LabkitError as error:
         print(f"labkit: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("labkit: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        new_line = "\n" * sys.stderr.isatty()  # below the ^C and the bar
+        print(f"{new_line}labkit: {str(stop) or 'stopped.'}", file=sys.stderr)
         return 130
 
 

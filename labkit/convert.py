@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from labkit import timm_parts
+from labkit import files, timm_parts
 from labkit.errors import LabkitError, closest
 from labkit.vit import ViT
 
@@ -102,8 +102,7 @@ def _local(file: Path) -> Path:
             f"{file.name} is not a .safetensors file, and loading a pickle runs whatever code is inside it; "
             "convert it where you trust it: safetensors.torch.save_file(state_dict, path)."
         )
-    if not file.is_file():
-        raise LabkitError(f"There is no weights file {file}; give the path of a .safetensors file.")
+    files.check_readable(file, "weights file", "give the path of a .safetensors file")
     return file
 
 

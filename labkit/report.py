@@ -6,14 +6,13 @@ Papermill only warns about a parameter that the lesson does not have; here it is
 from __future__ import annotations
 
 import ast
-import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from labkit import choices, paths
+from labkit import choices, files, paths
 from labkit.errors import LabkitError, closest
+from labkit.execute import execute, kept
 
 STATIC = [
     "text/html",
@@ -38,47 +37,12 @@ def lesson(
     notebook, page = out / f"{name}.ipynb", out / f"{name}.html"
     prepare(source, notebook, page, force=force)
     execute(source, notebook, chosen, paths.NOTEBOOKS)
-    page.write_text(as_html(notebook), encoding="utf-8")
-    return page
-
-
-Told = Callable[[int, int, list[str]], None]  # cells done, cells in all, the tags of the one that begins
-
-
-def execute(source: Path, notebook: Path, chosen: dict[str, Any], folder: Path, told: Told | None = None) -> None:
-    """Runs `source` in `folder` and keeps what it has done in `notebook`, however far it comes."""
-    import papermill
-    from papermill.engines import NBClientEngine, papermill_engines
-    from papermill.exceptions import PapermillExecutionError
-
-    class Engine(NBClientEngine):  # type: ignore[misc]
-        @classmethod
-        def execute_managed_notebook(cls, manager: Any, kernel_name: str, **how: Any) -> Any:
-            begin = manager.cell_start
-
-            def start(cell: Any, cell_index: int | None = None, **more: Any) -> Any:
-                if told is not None:
-                    told(cell_index or 0, len(manager.nb.cells), list(cell.metadata.get("tags", [])))
-                return begin(cell, cell_index, **more)
-
-            manager.cell_start = start
-            return super().execute_managed_notebook(manager, kernel_name, **how)
-
-    papermill_engines.register("labkit", Engine)
-    where = {"cwd": folder, "kernel_name": "python3", "language": "python"}
     try:
-        papermill.execute_notebook(source, notebook, chosen, engine_name="labkit", progress_bar=False, **where)
-    except PapermillExecutionError as error:
-        what = str(error.evalue).splitlines() or [""]
-        raise LabkitError(
-            f"{source.stem} stopped in cell [{error.exec_count}] ({error.ename}: {what[0]}). "
-            f"What it had done until then is in {notebook}."
-        ) from error
-    except KeyboardInterrupt:
-        print(f"\nStopped. What {source.stem} had done until then is in {notebook}.", file=sys.stderr)
-        raise
+        return files.replace(page, as_html(notebook))
     except OSError as error:
-        raise LabkitError(f"{notebook} cannot be written ({error.strerror}); choose another folder.") from error
+        raise LabkitError(
+            f"{page} cannot be written ({error.strerror}); choose another folder. {kept(notebook)}"
+        ) from error
 
 
 def find(name: str) -> Path:
@@ -110,7 +74,7 @@ def parameters(source: Path, values: dict[str, str], told: dict[str, Any] | None
 def literal(text: str) -> Any:
     try:
         return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: brackets in brackets in brackets
         return text
 
 
@@ -132,20 +96,19 @@ def checked(default: Any, value: Any, told: str, name: str) -> Any:
 def prepare(source: Path, *targets: Path, force: bool) -> None:
     """Makes the folder; overwrites nothing unasked, a lesson never; names a folder that cannot be written."""
     folder = targets[0].parent
-    if folder.resolve() == source.resolve().parent:
-        raise LabkitError(f"A report in {folder} would overwrite the lesson itself: choose another --out.")
-    for target in targets:
-        if target.exists() and not force:
-            raise LabkitError(f"{target} exists. Add --force to overwrite it, or choose another folder with --out.")
     try:
+        if folder.resolve() == source.resolve().parent:
+            raise LabkitError(f"A report in {folder} would overwrite the lesson itself: choose another --out.")
+        for target in targets:
+            if target.exists() and not force:
+                raise LabkitError(f"{target} exists. Add --force to overwrite it, or choose another folder with --out.")
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
         for target in targets:
             target.unlink(missing_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise LabkitError(
-            f"{folder} cannot be written to ({error.strerror}): choose another folder with --out."
-        ) from error
+    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError
+        why = getattr(error, "strerror", None) or error
+        raise LabkitError(f"{folder} cannot be written to ({why}): choose another folder with --out.") from error
 
 
 def as_html(notebook: Path) -> str:

@@ -9,13 +9,14 @@ audit.to_json("audit.json"); audit.to_html("audit.html")
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib
 import json
 import platform
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -119,24 +120,32 @@ class Audit:
         return files.replace(Path(path), page.whole(self))
 
 
+@functools.cache
+def schema() -> Any:
+    from jsonschema import Draft202012Validator
+
+    return Draft202012Validator(json.loads(Path(__file__).with_name("schema.json").read_text(encoding="utf-8")))
+
+
 def check(values: Any) -> dict[str, Any]:
     """`values`, when they are an audit; one sentence when they are not."""
-    import jsonschema
+    from jsonschema.exceptions import best_match
 
-    schema = json.loads(Path(__file__).with_name("schema.json").read_text(encoding="utf-8"))
-    try:
-        jsonschema.validate(values, schema)
-    except jsonschema.ValidationError as error:
+    if error := best_match(schema().iter_errors(values)):
         where = "/".join(map(str, error.absolute_path)) or "the whole"
-        raise LabkitError(f"This is no audit of schema {SCHEMA}: at {where}, {error.message[:200]}.") from None
+        raise LabkitError(f"This is no audit of schema {SCHEMA}: at {where}, {error.message[:200]}.")
     return dict(values)
 
 
 def read(path: str | Path) -> dict[str, Any]:
     """An `audit.json`."""
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is no number of JSON")
+
     try:
-        return check(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        return check(json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=refuse))
+    except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, LabkitError):
             raise LabkitError(f"{path}: {error}") from None
         raise LabkitError(f"{path} is no audit that can be read ({error}); expected an audit.json.") from None

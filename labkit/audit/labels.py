@@ -53,7 +53,7 @@ def from_csv(path: Path, test: ImageSet, classes: int) -> Tensor:
         ) from None
     known: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
-        if len(line) != 2 or not line[1].strip().isdecimal() or int(line[1]) >= classes:
+        if len(line) != 2 or not line[1].strip().isdecimal() or len(line[1]) > 9 or int(line[1]) >= classes:
             if number == 1:  # a heading
                 continue
             raise LabkitError(

@@ -12,11 +12,13 @@ from labkit.audit.audit import Audit, read
 from labkit.audit.measure import faster, percent, points
 from labkit.audit.subject import subject
 from labkit.errors import LabkitError
+from labkit.execute import execute
 from labkit.notebook import check_seed, torch_device
 from labkit.tables import Table
 
 NOTEBOOK = "audit.ipynb"
 WIDE = 24  # characters of the bar
+MOST = {"limit": 100_000, "batch": 10_000}  # more images than these no interval and no machine asks for
 
 
 def audit(values: dict[str, str], out: Path, force: bool) -> Path:
@@ -28,12 +30,15 @@ def audit(values: dict[str, str], out: Path, force: bool) -> Path:
     notebook, page, numbers = (out / f"audit.{kind}" for kind in ("ipynb", "html", "json"))
     refuse(chosen)
     report.prepare(source, notebook, page, numbers, force=force)
-    report.execute(source, notebook, chosen | {"out": str(out)}, Path.cwd(), told=Bar())
+    execute(source, notebook, chosen | {"out": str(out)}, Path.cwd(), told=Bar())
     return page
 
 
 def refuse(chosen: dict[str, Any]) -> None:
     """Whatever cannot work says so before anything is written."""
+    for name, most in MOST.items():
+        if chosen.get(name, 0) > most:
+            raise LabkitError(f"{name}={chosen[name]}; expected a number of images, {most:,} at most.")
     asked = {name: chosen[name] for name in ("model", "weights", "images", "labels", "batch") if name in chosen}
     found = subject(**asked, limit=min(chosen.get("limit", 1), 1) or 1)
     Audit(found, tolerance=chosen.get("tolerance", 0.01))
@@ -70,25 +75,28 @@ def compare(first: Path, second: Path) -> Table:
         raise LabkitError(
             f"{first} measures {a['word']} and {second} {b['word']}; audit both with labels, or both without."
         )
-    rows = [["model", a["model"], b["model"]], ["images", str(a["images"]), str(b["images"])]]
-    what = [values["sections"].get("what", {}) for values in (a, b)]
-    for name, unit in (("parameters", "M"), ("macs", "M")):
-        rows.append([f"{name} ({unit})", *(f"{w[name] / 1e6:,.1f}" if name in w else "-" for w in what)])
-    rows.append([f"untouched, {a['word']}", *(untouched(w) for w in what)])
-    choices = [by_name(values) for values in (a, b)]
-    for name in dict.fromkeys([*choices[0], *choices[1]]):
-        rows.append([name, *(choice(found.get(name)) for found in choices)])
+    told = [column(path, values) for path, values in ((first, a), (second, b))]
+    rows = [[name, *(one.get(name, "-") for one in told)] for name in dict.fromkeys([*told[0], *told[1]])]
     rows.append(["verdict", *(values["recommendation"]["verdict"] for values in (a, b))])
     return Table(["", str(first), str(second)], rows, [False, True, True])
 
 
-def untouched(what: dict[str, Any]) -> str:
-    return percent(what["untouched"]) if "untouched" in what else "-"
+def column(path: Path, values: dict[str, Any]) -> dict[str, str]:
+    """What one audit says, line by line; the schema leaves the numbers of a section to the section."""
+    try:
+        what = values["sections"].get("what", {})
+        size = {f"{name} (M)": f"{what[name] / 1e6:,.1f}" for name in ("parameters", "macs") if name in what}
+        head = {"model": values["model"], "images": str(values["images"])}
+        return head | size | untouched(values["word"], what) | choices(values)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise LabkitError(f"{path} holds numbers that no audit leaves ({error!r}); run the audit again.") from None
 
 
-def by_name(values: dict[str, Any]) -> dict[str, Any]:
-    return {row["name"]: row for part in values["sections"].values() for row in part.get("candidates", [])}
+def untouched(word: str, what: dict[str, Any]) -> dict[str, str]:
+    return {f"untouched, {word}": percent(what["untouched"])} if "untouched" in what else {}
 
 
-def choice(row: dict[str, Any] | None) -> str:
-    return "-" if row is None else f"{points(row)} points, {faster(row)} times as fast"
+def choices(values: dict[str, Any]) -> dict[str, str]:
+    """What each choice of each section costs, by its name."""
+    rows = [row for part in values["sections"].values() for row in part.get("candidates", [])]
+    return {row["name"]: f"{points(row)} points, {faster(row)} times as fast" for row in rows}

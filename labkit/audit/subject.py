@@ -171,7 +171,7 @@ def pictures(name: str, path: str, net: Network, limit: int, seed: int) -> tuple
         return data.shapes("test", limit, seed=seed), data.shapes("train", 64, start=10_000_000).images, []
     around = int(net.size / net.crop)  # rounded down, as timm does it
     if path:
-        return split(centre(data.folder(path, around, limit + calibration_size(limit)), net.size), limit)
+        return split(centre(data.folder(path, around, limit + calibration_size(limit), seed), net.size), limit)
     shown = centre(data.samples(around), net.size)
     note = "No images were named: these are the ten pictures that ship with labkit, and none of them has a label."
     return shown[: min(limit, len(shown))], shown.images, [note]

@@ -1,16 +1,20 @@
 """Your own images: a folder of pictures, or of one sub-folder for each class, as the tensors a model expects.
 
-Every file is tried, whatever its name. One that cannot be read is named in `.skipped` and the others go on.
+Every file is tried, whatever its name. One that cannot be read is named in `.skipped` and the others go on. Folders are
+listed as far as they are needed: a whole disk, named by mistake, ends in a sentence as well.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import unicodedata
-from itertools import zip_longest
+from collections.abc import Iterator
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from labkit.data.batch import ImageSet
 from labkit.data.picture import label, read_image
@@ -18,81 +22,131 @@ from labkit.errors import LabkitError
 
 EXPECTED = "Expected a folder with images (JPEG, PNG, WebP, …), or with one sub-folder of images for each class."
 NOT_OURS = {"thumbs.db", "desktop.ini"}  # what Windows leaves in folders, as hidden as .DS_Store
+MOST = 200_000  # images that are read at once, and names that are listed of one folder
+FUTILE = 10_000  # after more files without an image than this, what was named is no folder of images
 
-Classes = dict[str | None, list[Path]]  # the files by class name, or all of them under None
+Classes = dict[str | None, Iterator[Path]]  # the files by class name, or all of them under None
+Owned = tuple[int, Path]  # the number of the class, and the file
 
 
-def folder(path: str | Path, size: int = 224, limit: int | None = None) -> ImageSet:
+def folder(path: str | Path, size: int = 224, limit: int | None = None, seed: int | None = None) -> ImageSet:
     """Read the images under `path`: shortest side scaled to `size`, then the centre cut out.
 
     With sub-folders, their sorted names are the classes, and images come from each class in turn: the first
     few (and the first `limit`) show all of them. Without, `labels` is None and `names` holds the file names.
+    With a `seed`, files are drawn from all of them instead: whatever is measured on them is fair to the whole folder.
     """
-    root = Path(path).expanduser()
     if size < 1 or (limit is not None and limit < 1):
         raise LabkitError(f"size and limit must be 1 or more, got size={size} and limit={limit}.")
-    classes, skipped = _find(root)
-    queue = [file for turn in zip_longest(*classes.values()) for file in turn if file]
-    if not queue:
+    root = Path(os.path.expanduser(path))
+    skipped: list[str] = []
+    classes = _find(root, skipped)
+    queue = _in_turn(classes)
+    if seed is not None:
+        drawn = list(islice(queue, MOST))
+        random.Random(seed).shuffle(drawn)
+        queue = iter(drawn)
+    first = list(islice(queue, min(limit or MOST + 1, MOST + 1)))
+    if not first:
         raise LabkitError(f'There is no image in "{root}".{_first(skipped)} {EXPECTED}')
-    wanted = min(limit or len(queue), len(queue))
-    _check_memory(wanted, size)
-    images = torch.empty(wanted, 3, size, size)
-    done: list[Path] = []
-    for file in queue:
-        if len(done) == wanted:
-            break
+    if len(first) > MOST:
+        raise LabkitError(f'"{root}" holds more than {MOST:,} files; pass a limit of at most {MOST}, or name a part.')
+    _check_memory(len(first), size)
+    images, done = _read(root, chain(first, queue), torch.empty(len(first), 3, size, size), skipped)
+    if None in classes:
+        return ImageSet(images, names=tuple(_text(file.name) for _, file in done), skipped=tuple(skipped))
+    labels, names = torch.tensor([owner for owner, _ in done]), tuple(_text(str(name)) for name in classes)
+    return ImageSet(images, labels, names=names, skipped=tuple(skipped))
+
+
+def _read(root: Path, queue: Iterator[Owned], images: Tensor, skipped: list[str]) -> tuple[Tensor, list[Owned]]:
+    """Fills `images`, as far as there are any; returns what was filled, and the files."""
+    done: list[Owned] = []
+    tried = 0
+    for tried, (owner, file) in enumerate(queue, start=1):
         try:
-            images[len(done)] = read_image(file, size)
-            done.append(file)
+            images[len(done)] = read_image(file, images.shape[-1])
+            done.append((owner, file))
         except LabkitError as error:
             skipped.append(str(error))
+        if len(done) == len(images) or tried - len(done) > FUTILE:
+            break
+    gave_up = tried - len(done) > FUTILE
     if not done:
-        raise LabkitError(f'None of the {len(queue)} files in "{root}" could be read.{_first(skipped)}')
-    images, left_out = images[: len(done)], tuple(skipped)
-    if None in classes:
-        return ImageSet(images, names=tuple(_text(file.name) for file in done), skipped=left_out)
-    owner = {file: i for i, files in enumerate(classes.values()) for file in files}
-    labels = torch.tensor([owner[file] for file in done])
-    return ImageSet(images, labels, names=tuple(_text(str(name)) for name in classes), skipped=left_out)
+        told = f"{'first ' * gave_up}{tried:,} files"
+        raise LabkitError(f'None of the {told} in "{root}" could be read.{_first(skipped)} {EXPECTED}')
+    if gave_up:
+        skipped.insert(0, f'More than {FUTILE:,} files in "{root}" hold no image: no more were tried.')
+    return images[: len(done)], done
 
 
-def _find(root: Path) -> tuple[Classes, list[str]]:
-    """The files of each class, in sorted order, and a sentence about each thing left out."""
+def _in_turn(classes: Classes) -> Iterator[Owned]:
+    """The first file of each class, the second of each, ..."""
+    for turn in zip_longest(*classes.values()):
+        yield from ((owner, file) for owner, file in enumerate(turn) if file is not None)
+
+
+def _find(root: Path, skipped: list[str]) -> Classes:
+    """The files of each class, in sorted order; a sentence in `skipped` about each thing left out."""
     try:
         if not root.exists():
             raise LabkitError(f'There is no folder "{root}". {EXPECTED}')
         if not root.is_dir():
             raise LabkitError(f'"{root}" is a file. {EXPECTED}')
-        entries = sorted((entry for entry in root.iterdir() if _visible(entry.name)), key=_order)
+        entries = sorted(_entries(root, skipped), key=lambda entry: _order(entry.name))
     except OSError as error:
         raise LabkitError(f'The folder "{root}" cannot be read: {error.strerror}.') from error
-    skipped: list[str] = []
+    around = (root.resolve(), *root.resolve().parents)
     classes: Classes = {}
-    for entry in (entry for entry in entries if entry.is_dir()):
-        if entry.resolve() in (root.resolve(), *root.resolve().parents):
-            skipped.append(f"{label(entry)} is a link back to a folder around it: not followed.")
-        elif files := _walk(entry, skipped):
-            classes[entry.name] = files
-    loose = [entry for entry in entries if not entry.is_dir()]
+    for entry in (entry for entry in entries if _is_folder(entry)):
+        if entry.is_symlink() and Path(entry.path).resolve() in around:
+            skipped.append(f"{label(Path(entry.path))} is a link back to a folder around it: not followed.")
+            continue
+        files = _walk(entry.path, skipped)
+        if (first := next(files, None)) is not None:
+            classes[entry.name] = chain([first], files)
+    loose = [Path(entry.path) for entry in entries if not _is_folder(entry)]
     if not classes:
-        return {None: loose}, skipped
-    return classes, skipped + [f"{label(file)} lies beside the class folders: it has no class." for file in loose]
+        return {None: iter(loose)}
+    skipped += [f"{label(file)} lies beside the class folders: it has no class." for file in loose]
+    return classes
 
 
-def _walk(top: Path, skipped: list[str]) -> list[Path]:
-    """Every visible file below a class folder; links to folders are not followed, so no loop can hang us."""
-    files: list[Path] = []
+def _walk(top: str, skipped: list[str]) -> Iterator[Path]:
+    """Every visible file below a class folder, sorted; links to folders are not followed, so no loop can hang us."""
+    waiting = [(top, True)]
+    while waiting:
+        path, is_folder = waiting.pop()
+        if not is_folder:
+            yield Path(path)
+            continue
+        try:
+            found = [(entry, _is_folder(entry)) for entry in _entries(path, skipped)]
+        except OSError as error:
+            skipped.append(f"{label(Path(path))} cannot be read: {error.strerror}.")
+            continue
+        # With the slash behind them, names of folders stand where the files in them do when all paths are sorted.
+        found.sort(key=lambda pair: _order(pair[0].name + os.sep * pair[1]), reverse=True)
+        links = [entry for entry, inside in found if inside and entry.is_symlink()]
+        skipped += [f"{label(Path(entry.path))} is a link to a folder: not followed." for entry in reversed(links)]
+        waiting += [(entry.path, inside) for entry, inside in found if not (inside and entry.is_symlink())]
 
-    def unreadable(error: OSError) -> None:
-        skipped.append(f"{label(Path(error.filename))} cannot be read: {error.strerror}.")
 
-    for here, folders, names in os.walk(top, onerror=unreadable):
-        folders[:] = sorted(name for name in folders if _visible(name))
-        links = [path for path in (Path(here, name) for name in folders) if path.is_symlink()]
-        skipped += [f"{label(path)} is a link to a folder: not followed." for path in links]
-        files += [Path(here, name) for name in names if _visible(name)]
-    return sorted(files, key=_order)
+def _entries(place: str | Path, skipped: list[str]) -> list[os.DirEntry[str]]:
+    """What is visible in a folder, in no order."""
+    with os.scandir(place) as names:
+        found = list(islice(names, MOST))
+        if next(names, None) is not None:
+            told = f"holds more than {MOST:,} names: images were taken from the {MOST:,} that the disk lists first."
+            skipped.append(f"{label(Path(place))} {told}")
+    return [entry for entry in found if _visible(entry.name)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in circles, or where nobody may look: trying to read it says so
+        return False
 
 
 def _check_memory(n: int, size: int) -> None:
@@ -109,8 +163,8 @@ def _visible(name: str) -> bool:
     return not name.startswith(".") and name.lower() not in NOT_OURS
 
 
-def _order(path: Path) -> str:
-    return unicodedata.normalize("NFC", str(path))  # an accent may be stored as one character or as two
+def _order(name: str) -> str:
+    return unicodedata.normalize("NFC", name)  # an accent may be stored as one character or as two
 
 
 def _text(name: str) -> str:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 import pickle
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from labkit import paths
+from labkit import files, paths
 
 
 def digest(x: Tensor) -> str:
@@ -70,6 +68,4 @@ def _load(path: Path) -> Tensor:
 def _store(path: Path, result: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = save({"result": result.detach().cpu().contiguous()}, {"sha256": digest(result)})
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-        file.write(content)
-    os.replace(file.name, path)
+    files.replace(path, content)

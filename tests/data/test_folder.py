@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -69,6 +70,16 @@ def test_limit_counts_readable_images_and_takes_them_from_each_class(tmp_path):
     assert len(folder(tmp_path, size=8, limit=100)) == 5
 
 
+def test_a_seed_draws_from_all_files_and_labels_stay_with_them(tmp_path):
+    for i in range(30):
+        save(tmp_path / ("rare" if i < 6 else "usual") / f"{i:02d}.png", (8 * i, 0, 0))
+    drawn = [folder(tmp_path, size=8, limit=20, seed=seed) for seed in (0, 0, 1)]
+    numbers = [(found.images[:, 0, 0, 0] * 255 / 8).round().long() for found in drawn]
+    assert torch.equal(numbers[0], numbers[1]) and not torch.equal(numbers[0], numbers[2])
+    assert all(torch.equal(found.labels, (n >= 6).long()) for found, n in zip(drawn, numbers, strict=True))
+    assert len(set(numbers[0].tolist())) == 20 and (numbers[0] < 6).sum() < 10, "not from each class in turn"
+
+
 def test_hidden_files_and_folders_are_ignored(tmp_path):
     save(tmp_path / "a/1.png")
     for name in (
@@ -89,6 +100,55 @@ def test_loose_files_beside_class_folders_are_named(tmp_path):
     save(tmp_path / "a/1.png")
     save(tmp_path / "loose.png")
     assert "loose.png' lies beside the class folders" in folder(tmp_path, size=8).skipped[0]
+
+
+def test_below_a_class_the_order_is_that_of_all_paths(tmp_path):
+    names = ("b.png", "b/2.png", "b/1.png", "b-a.png", "B.png", "b.c/é.png", "b/d/e/f.png", "a b/z", "z")
+    for number, name in enumerate(names):
+        save(tmp_path / "class" / name, (number, 0, 0), format="PNG")
+    found = (255 * folder(tmp_path, size=8).images[:, 0, 0, 0]).round().int().tolist()
+    assert [names[i] for i in found] == sorted(names)
+
+
+def test_no_more_is_listed_than_is_needed(tmp_path, monkeypatch):
+    for number in range(20):
+        save(tmp_path / f"a/{number:02d}/x.png")
+        save(tmp_path / f"b/{number:02d}/x.png")
+    listed, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (listed.append(Path(path).name), scandir(path))[1])
+    assert folder(tmp_path, size=8, limit=4).labels.tolist() == [0, 1, 0, 1]
+    assert listed == [tmp_path.name, "a", "00", "b", "00", "01", "01"]
+
+
+def test_what_is_no_folder_of_images_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["labkit.data.folder"], "FUTILE", 5)
+    for number in range(7):
+        (tmp_path / f"{number}.txt").write_text("text")
+    with pytest.raises(
+        LabkitError, match=r"None of the first 6 files in .* could be read. The first: .*Expected a folder"
+    ):
+        folder(tmp_path, size=8, limit=3)
+    save(tmp_path / "0.png")
+    save(tmp_path / "9.png")
+    found = folder(tmp_path, size=8, limit=3)
+    assert found.names == ("0.png",) and "More than 5 files in" in found.skipped[0]
+    (tmp_path / "6.txt").unlink()
+    (tmp_path / "5.txt").unlink()
+    assert folder(tmp_path, size=8, limit=3).names == ("0.png", "9.png"), "five of them are no reason to give up"
+
+
+def test_more_than_can_be_listed_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["labkit.data.folder"], "MOST", 4)
+    for number in range(6):
+        save(tmp_path / f"{number}.png")
+    found = folder(tmp_path, size=8, limit=3)
+    assert len(found) == 3 and "holds more than 4 names: images were taken from the 4" in found.skipped[0]
+    for name in "ab":
+        for number in range(3):
+            save(tmp_path / f"classes/{name}/{number}.png")
+    with pytest.raises(LabkitError, match=r"holds more than 4 files; pass a limit of at most 4, or name a part"):
+        folder(tmp_path / "classes", size=8)
+    assert len(folder(tmp_path / "classes", size=8, limit=4)) == 4
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs links and pipes")
@@ -138,7 +198,7 @@ def test_each_unusable_folder_gets_its_sentence(tmp_path, monkeypatch):
     def denied(self):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "iterdir", denied)
+    monkeypatch.setattr(os, "scandir", denied)
     with pytest.raises(LabkitError, match="cannot be read: Permission denied"):
         folder(tmp_path)
 

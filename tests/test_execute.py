@@ -1,0 +1,72 @@
+"""Notebooks run to their end or stopped on the way: what is kept is whole, and what is said is one sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from labkit import execute, files
+from labkit.errors import LabkitError
+from tests.hostile import books
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A function that runs a notebook of these cells; what it printed is in `left.ipynb`."""
+
+    def call(*codes: str, told=None, folder=tmp_path / "a folder {0} of {braces}") -> None:
+        source = books.write(folder / "book.ipynb", [("", code) for code in codes])
+        execute.execute(source, tmp_path / "left.ipynb", {}, tmp_path, told)
+
+    return call
+
+
+def test_all_of_it_is_kept_and_nothing_is_said_beside(run, tmp_path, capfd):
+    told = []
+    run("a = 1", "print(a)", told=lambda done, of, tags: told.append((done, of)))
+    assert books.outputs(tmp_path / "left.ipynb") == "1\n" and told == [(0, 2), (1, 2)]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_cell_that_breaks_is_named(run, tmp_path):
+    full = "raise OSError(28, 'No space left on device')"
+    with pytest.raises(
+        LabkitError, match=r"book stopped in cell \[2\] \(OSError: .*No space left.* is in .*left.ipynb"
+    ):
+        run("print(1)", full, "print(2)")
+    assert books.outputs(tmp_path / "left.ipynb") == "1\n"
+
+
+def test_a_process_that_dies_is_a_sentence(run, tmp_path, capfd):
+    with pytest.raises(LabkitError, match=r"The process that ran book died, .* memory .* is in .*left.ipynb"):
+        run("print(1)", "import os; os.kill(os.getpid(), 9)")
+    assert books.outputs(tmp_path / "left.ipynb") == "1\n"
+    assert capfd.readouterr().err == ""
+
+
+def test_ctrl_c_says_where_it_is(run, tmp_path):
+    def stop(done: int, of: int, tags: list[str]) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match=r"stopped. What it had done until then is in .*left.ipynb"):
+        run("print(1)", "print(2)", told=stop)
+    assert books.outputs(tmp_path / "left.ipynb") == "1\n"
+
+
+@pytest.mark.parametrize(("room", "kept"), [(0, None), (2, "1\n")])
+def test_a_full_disk_leaves_the_last_whole_notebook(run, tmp_path, monkeypatch, room, kept):
+    """For machines where no small disk can be mounted: see tests/hostile/disks.py."""
+    write, times = files.replace, []
+
+    def full(path, text):
+        times.append(path)
+        if len(times) > room:
+            raise OSError(28, "No space left on device")
+        return write(path, text)
+
+    monkeypatch.setattr(files, "replace", full)
+    end = r"is in .*left.ipynb" if kept else "Nothing was kept"
+    with pytest.raises(LabkitError, match=rf"cannot be written \(No space left on device\); choose another.* {end}"):
+        run("print(1)", "print(2)")
+    assert (tmp_path / "left.ipynb").exists() == (kept is not None)
+    assert kept is None or books.outputs(tmp_path / "left.ipynb") == kept
