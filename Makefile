@@ -43,8 +43,8 @@ shots: setup-test  ## photograph lessons in a browser, light and dark, to build/
 report: setup  ## audit the shipped model and leave a page in report/ (or LESSON=00_start_here: a lesson as a page)
 	@$(PY) -m labkit.cli report $(if $(LESSON),lesson $(LESSON),audit) --force
 
-bench: setup  ## speed against timm, import time
-	@$(PY) bench/run.py
+bench: setup  ## speed against timm, torch, onnxruntime and torchao, to bench/RESULTS.md (40 minutes; QUICK=1: three)
+	@$(PY) bench/run.py $(if $(QUICK),--quick)
 
 train: setup  ## train a shipped model again (MODEL=shapes-vit)
 	@$(PY) -m labkit.zoo train $(MODEL)

@@ -7,10 +7,7 @@ weights. A model that cannot be had here is left out with the reason, and so is 
 from __future__ import annotations
 
 import copy
-import functools
-import importlib
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.rivals import Model, exported, missing, onnxruntime_dynamic, torch_dynamic
 from labkit import clock, tokens
 from labkit.quant import Recipe, kernels, quantize
 from labkit.quant.int8_attention import int8_attention
@@ -34,47 +32,9 @@ RIVALS = (DYNAMIC, RUNTIME)
 ERROR = 0.05  # of the logits of OURS, at most
 FASTER = {(OURS, 16): 2.8, (OURS, 1): 2.4, (MERGING, 16): 4.0}  # than PLAIN by processor time, at least, by batch
 
-Model = Callable[[Tensor], Tensor]
-
 
 def images(count: int, seed: int) -> Tensor:
     return torch.rand(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
-
-
-def torch_dynamic(model: nn.Module) -> Model:
-    """Torch's own: weights in 8 bits by output channel, inputs rounded anew at each call."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is deprecated, which is no news to who reads a table of rivals
-        toolkit = importlib.import_module("torch.ao.quantization")
-        rounded: Model = toolkit.quantize_dynamic(model, {nn.Linear: toolkit.per_channel_dynamic_qconfig})
-    return rounded
-
-
-def onnxruntime_dynamic(model: nn.Module, folder: Path) -> Model:
-    """The same idea in onnxruntime, with as many threads as torch has at the time of the call.
-
-    Its convolution of integers is ten times slower than the one of floats, which stays.
-    """
-    runtime = importlib.import_module("onnxruntime")
-    toolkit = importlib.import_module("onnxruntime.quantization")
-    plain, rounded = str(folder / "plain.onnx"), str(folder / "int8.onnx")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        names: dict[str, Any] = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": {"x": {0: "batch"}}}
-        torch.onnx.export(model, (images(2, seed=0),), plain, dynamo=False, **names)
-    how = {"weight_type": toolkit.QuantType.QInt8, "per_channel": True, "op_types_to_quantize": ["MatMul", "Gemm"]}
-    toolkit.quantize_dynamic(plain, rounded, **how)
-
-    @functools.cache
-    def session(threads: int) -> Any:
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads
-        # Threads that wait in a loop would take the processor from whoever has the next turn.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        return runtime.InferenceSession(rounded, options, providers=["CPUExecutionProvider"])
-
-    session(1)
-    return lambda x: torch.from_numpy(session(torch.get_num_threads()).run(None, {"x": x.numpy()})[0])
 
 
 def candidates(folder: Path) -> tuple[dict[str, Model], dict[str, str]]:
@@ -92,17 +52,17 @@ def candidates(folder: Path) -> tuple[dict[str, Model], dict[str, str]]:
         "bfloat16": lambda x: half(x.bfloat16()).float(),
         "timm float32": theirs,
     }
-    missing = {}
+    absent = {}
     rivals: dict[str, Callable[[nn.Module], Model]] = {
         DYNAMIC: torch_dynamic,
-        RUNTIME: functools.partial(onnxruntime_dynamic, folder=folder),
+        RUNTIME: lambda model: onnxruntime_dynamic(exported(model, images(2, seed=0), folder)),
     }
     for name, make in rivals.items():
         try:
             models[name] = make(copy.deepcopy(theirs))
         except (ImportError, AttributeError) as error:
-            missing[name] = str(error)
-    return models, missing
+            absent[name] = missing(error)
+    return models, absent
 
 
 def relative_errors(models: Mapping[str, Model]) -> dict[str, float]:
@@ -143,10 +103,10 @@ def attention(rounds: int, seconds: float) -> dict[str, list[float]]:
 def measure(scale: float = 1.0) -> dict[str, Any]:
     """`scale` shortens the run, which takes about ten minutes."""
     with tempfile.TemporaryDirectory() as folder:
-        models, missing = candidates(Path(folder))
+        models, absent = candidates(Path(folder))
         return {
             "kernel": kernels.available("cpu") or "here",
-            "missing": missing,
+            "missing": absent,
             "errors": relative_errors(models),
             "batches": {str(batch): timed(models, batch, 25, 80 * scale) for batch in BATCHES},
             "attention": attention(40, 10 * scale),

@@ -8,7 +8,7 @@ import types
 import pytest
 import torch
 
-from bench import data, imports, run, vit
+from bench import data, field, imports, report, run, vit
 from bench.outcome import Outcome
 from labkit import paths, results
 from labkit.clock import Timing
@@ -17,6 +17,9 @@ from labkit.clock import Timing
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    monkeypatch.setattr(report, "PATH", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(report, "text", lambda: "a report")
+    monkeypatch.setattr(field, "UNFINISHED", tmp_path / "field")
     return tmp_path
 
 
@@ -41,6 +44,7 @@ def test_bars_that_are_met_are_kept_and_exit_with_zero(monkeypatch, capsys):
     saved = results.load("bench-vit")
     assert saved["seconds"] == 0.5 and saved["bars"] == {"vit is fast": True}
     assert "python bench/run.py vit" in saved.caption()
+    assert report.PATH.read_text() == "a report"
 
 
 @pytest.mark.parametrize("verdicts, code", [((False, True), 0), ((False, False), 1)])
@@ -52,15 +56,30 @@ def test_a_miss_is_tried_once_more(monkeypatch, capsys, verdicts, code):
     assert ("1 missed: vit is fast" in printed) == bool(code)
 
 
+def test_the_field_is_run_once_and_forgets_what_it_set_aside(monkeypatch, capsys):
+    calls = install(monkeypatch, "field", False)
+    field.UNFINISHED.write_text("half of it")
+    assert run.main(["--quick", "field"]) == 1 and field.UNFINISHED.exists()
+    calls.clear()
+    assert run.main(["field"]) == 1
+    assert calls == [False] and "Once more" not in capsys.readouterr().out
+    assert results.names() == ["bench-field"] and not field.UNFINISHED.exists()
+
+
+def test_without_the_field_there_is_no_report(monkeypatch):
+    install(monkeypatch, "data", True)
+    assert run.main(["data"]) == 0 and not report.PATH.exists()
+
+
 def test_quick_keeps_nothing(monkeypatch):
     assert install(monkeypatch, "data", True) is not None and run.main(["--quick", "data"]) == 0
-    assert results.names() == []
+    assert results.names() == [] and not report.PATH.exists()
 
 
 def test_an_unknown_bench_is_named(capsys):
     with pytest.raises(SystemExit):
         run.main(["vti"])
-    assert "there is no bench vti; there is vit, imports, data" in capsys.readouterr().err
+    assert "there is no bench vti; there is vit, imports, data, field" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fast, met", [(0.9, True), (1.1, False)])

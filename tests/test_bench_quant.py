@@ -99,7 +99,8 @@ def test_onnxruntime_has_the_threads_of_torch(tmp_path, monkeypatch):
 
     monkeypatch.setattr(runtime, "InferenceSession", Watched)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 4)).eval()
-    rounded, x = quant_time.onnxruntime_dynamic(model, tmp_path), quant_time.images(3, seed=0)
+    x = quant_time.images(3, seed=0)
+    rounded = quant_time.onnxruntime_dynamic(quant_time.exported(model, x[:2], tmp_path))
     for threads in (1, 2, 1):
         torch.set_num_threads(threads)
         assert rounded(x).shape == (3, 4)
