@@ -160,6 +160,14 @@ def deterministic(fn: Callable, *inputs: Any) -> None:
     equal(fn(*inputs), fn(*inputs), 0.0, "the first and the second call")
 
 
+def compiles(module: Callable, *inputs: Any, tol: float = 1e-10) -> None:
+    """The compiler can trace the module, and what was traced computes the same."""
+    __tracebackhide__ = True
+    # It remembers the sizes that earlier tests compiled for, and makes a symbol of one that changed: 20 times as slow.
+    torch.compiler.reset()
+    equal(torch.compile(module, backend="aot_eager")(*inputs), module(*inputs), tol, "compiled and eager")
+
+
 def batch_independent(fn: Callable, x: Tensor, tol: float = 1e-5) -> None:
     """An image's result does not depend on its neighbours in the batch: a batch of 2 is two batches of 1."""
     __tracebackhide__ = True

@@ -21,6 +21,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: what they st
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 WORST_FIRST = ("failed", "passed", "skipped")
+LONG = ("tests/test_notebooks.py", "tests/browser/")  # minutes; those in a browser share it, and JupyterLab, in a row
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,6 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     problems = [problem for item in items for problem in problems_of(item)]
     if problems:
         raise pytest.UsageError("\n".join(dict.fromkeys(problems)))
+    if "PYTEST_XDIST_WORKER" in os.environ:  # begun last, a long file would leave the other worker idle
+        items.sort(key=lambda item: [not item.nodeid.startswith(start) for start in LONG])
     for item in items:
         item.user_properties += [("paper", paper) for paper in dict.fromkeys(ids_of(item))]
 

@@ -73,6 +73,12 @@ def test_exact_limit():
         checks.exact_limit(lambda x: x * 1.001, lambda x: x, X)
 
 
+def test_compiles():
+    checks.compiles(lambda x: x.sin(), X)
+    with rejects("compiled and eager differ"):
+        checks.compiles(lambda x: x + torch.compiler.is_compiling(), X)
+
+
 def test_equal_gradients():
     checks.equal_gradients(lambda x: F.layer_norm(x, (8,)), nn.LayerNorm(8), X)
     with rejects("the gradients of the input differ"):

@@ -6,6 +6,7 @@ That a run as saved shows the same again, and within its budget, is the part of 
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import sys
@@ -205,5 +206,7 @@ def test_twice_runs_all_lessons_both_times_and_the_second_time_in_another_order(
 def test_the_seed_of_the_order_is_printed_and_can_be_given(monkeypatch, capsys):
     monkeypatch.setattr(check, "run", lambda todo, root: len(todo))
     monkeypatch.setenv("LESSON_ORDER", "1234")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # so that it is put back
     assert check.main(["notebooks"]) == 2
+    assert "PYTHONDONTWRITEBYTECODE" not in os.environ, "what one process compiled is there for the next"
     assert "the order of seed 1234; LESSON_ORDER=1234 repeats it" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 Step = tuple[str, list[str]]
+WORKERS = ["-n2", "--dist=loadfile", "--no-loadscope-reorder"]  # whole files, begun in the order in which they come
 
 
 def steps(root: Path, seed: int = 0) -> list[Step]:
@@ -23,7 +24,7 @@ def steps(root: Path, seed: int = 0) -> list[Step]:
         ("ruff check", [*python, "ruff", "check", "."]),
         ("ruff format", [*python, "ruff", "format", "--check", "."]),
         ("mypy", [*python, "mypy"]),
-        ("pytest", [*python, "pytest", "-rs", "-n2", "--dist=loadfile", "tests"]),
+        ("pytest", [*python, "pytest", "-rs", *WORKERS, "tests"]),
         ("notebooks", nbval(shuffled(lessons(root), seed))),
     ]
 
@@ -46,9 +47,8 @@ def shuffled(names: list[str], seed: int) -> list[str]:
 
 def nbval(names: list[str]) -> list[str]:
     """Each lesson run anew and compared with what is saved: two at a time, in this order, each within its budget."""
-    workers = ["-n2", "--dist=loadfile", "--no-loadscope-reorder"]
     compare = ["--nbval", "--nbval-cell-timeout=180", "--nbval-current-env", "--nbval-sanitize-with=tests/sanitize.cfg"]
-    return [sys.executable, "-m", "pytest", *workers, "-p", "tests.lesson_budget", *compare, *names]
+    return [sys.executable, "-m", "pytest", *WORKERS, "-p", "tests.lesson_budget", *compare, *names]
 
 
 def run(todo: list[Step], root: Path) -> int:
@@ -75,7 +75,13 @@ def browser(root: Path) -> None:
         os.environ["LABKIT_REQUIRE_BROWSER"] = "1"
 
 
+def keep_bytecode() -> None:
+    """Dozens of processes import torch: where Python is told to keep no bytecode, each would compile it anew."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
 def main(words: list[str]) -> int:
+    keep_bytecode()
     seed = int(os.environ.get("LESSON_ORDER") or random.randrange(10_000))
     print(f"The lessons come in the order of seed {seed}; LESSON_ORDER={seed} repeats it.", flush=True)
     if words == ["notebooks"]:

@@ -71,4 +71,4 @@ def test_a_long_axis_needs_the_memory_of_its_scores():
 
 def test_it_compiles():
     mixer, x = randomized(mine.AxialAttention(DIM, HEADS)), normal(2, N, DIM)
-    checks.equal(torch.compile(mixer, backend="aot_eager")(x, GRID), mixer(x, GRID), 1e-10, "compiled and eager")
+    checks.compiles(mixer, x, GRID)

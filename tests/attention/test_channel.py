@@ -142,5 +142,4 @@ class Layer(nn.Module):
 
 def test_it_compiles():
     mixer, x = randomized(TransposedAttention(DIM, HEADS)), normal(1, N, DIM)
-    compiled = torch.compile(mixer, backend="aot_eager", fullgraph=False)
-    checks.equal(compiled(x, GRID), mixer(x, GRID), tol=1e-10)
+    checks.compiles(mixer, x, GRID)

@@ -175,8 +175,7 @@ def test_every_weight_of_the_fusion_learns():
 
 def test_it_compiles():
     cross, x, context = randomized(CrossAttention(DIM, HEADS, 7)), normal(2, N, DIM), normal(2, 5, 7)
-    compiled = torch.compile(cross, backend="aot_eager")(x, context)
-    checks.equal(compiled, cross(x, context), 1e-10, "compiled and eager")
+    checks.compiles(cross, x, context)
 
 
 def test_what_cannot_work_is_a_sentence():

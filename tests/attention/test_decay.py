@@ -114,7 +114,7 @@ def test_the_heads_reach_farther_one_after_the_other():
 
 def test_it_compiles():
     mixer, x = randomized(mine.ManhattanAttention(DIM, HEADS, decomposed=True)), normal(2, N, DIM)
-    checks.equal(torch.compile(mixer, backend="aot_eager")(x, GRID), mixer(x, GRID), 1e-10, "compiled and eager")
+    checks.compiles(mixer, x, GRID)
 
 
 @pytest.mark.parametrize("gammas", [(0.5, 0.9), (0.5, 0.6, 0.7, 1.5)])

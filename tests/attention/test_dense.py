@@ -179,7 +179,7 @@ def test_it_does_not_care_about_the_order_of_the_tokens():
 
 def test_it_compiles():
     mixer, x = randomized(Cosine(DIM, HEADS)), normal(2, N, DIM)
-    checks.equal(torch.compile(mixer, backend="aot_eager")(x, GRID), mixer(x, GRID), 1e-10, "compiled and eager")
+    checks.compiles(mixer, x, GRID)
 
 
 def test_what_cannot_work_is_a_sentence():

@@ -85,7 +85,7 @@ def test_the_fast_path_is_the_plain_one_forward_and_backward():
 
 def test_it_compiles():
     mixer, x = randomized(Differential(DIM, HEADS)), normal(2, N, DIM)
-    checks.equal(torch.compile(mixer, backend="aot_eager")(x, GRID), mixer(x, GRID), 1e-10, "compiled and eager")
+    checks.compiles(mixer, x, GRID)
 
 
 def test_heads_without_two_halves_are_refused():

@@ -167,7 +167,7 @@ def test_block_grid_with_a_window_as_large_as_the_grid_is_dense_attention_twice(
 
 def test_it_compiles():
     mixer, x = randomized(mine.DilatedAttention(DIM, HEADS, 2, dynamic=True)), normal(2, N, DIM)
-    checks.equal(torch.compile(mixer, backend="aot_eager")(x, GRID), mixer(x, GRID), 1e-10, "compiled and eager")
+    checks.compiles(mixer, x, GRID)
 
 
 def test_what_cannot_work_is_refused():

@@ -135,7 +135,7 @@ def test_it_is_the_fused_kernel_of_torch():
 
 def test_it_compiles():
     mixer, x = randomized(Flash(24, 3, block=5)), normal(2, 12, 24)
-    checks.equal(torch.compile(mixer, backend="aot_eager")(x, (3, 4)), mixer(x, (3, 4)), 1e-10, "compiled and eager")
+    checks.compiles(mixer, x, (3, 4))
 
 
 def test_a_block_of_nothing_is_refused():

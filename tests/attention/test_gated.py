@@ -147,4 +147,4 @@ def test_tokens_outside_the_grid_are_refused():
 
 def test_it_compiles():
     mixer, x = make(init=False), normal(1, N, DIM)
-    checks.equal(torch.compile(mixer, backend="aot_eager")(x, GRID), mixer(x, GRID), tol=1e-10)
+    checks.compiles(mixer, x, GRID)

@@ -77,7 +77,7 @@ def test_heads_that_agree_are_merged_without_a_loss(kv_heads):
 
 def test_it_compiles():
     mixer, x = randomized(GroupedQuery(DIM, HEADS, 2)), normal(2, N, DIM)
-    checks.equal(torch.compile(mixer, backend="aot_eager")(x, GRID), mixer(x, GRID), 1e-10, "compiled and eager")
+    checks.compiles(mixer, x, GRID)
 
 
 @pytest.mark.parametrize("kv_heads", [0, 3])

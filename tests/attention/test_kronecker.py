@@ -121,7 +121,7 @@ def test_gradients_reach_both_axes():
 
 def test_it_compiles():
     mixer, x = randomized(mine.KroneckerAttention(DIM, HEADS, radius=3.0)), normal(2, N, DIM)
-    checks.equal(torch.compile(mixer, backend="aot_eager")(x, GRID), mixer(x, GRID), 1e-10, "compiled and eager")
+    checks.compiles(mixer, x, GRID)
 
 
 def test_what_cannot_work_is_refused():

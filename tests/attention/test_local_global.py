@@ -145,7 +145,7 @@ def test_the_learned_bias_is_that_of_the_window():
 def test_it_compiles():
     mixer, x = randomized(AggregatedAttention(DIM, HEADS)), normal(1, N, DIM)
     with torch.no_grad():
-        checks.equal(torch.compile(mixer, backend="aot_eager")(x, GRID), mixer(x, GRID), tol=1e-10)
+        checks.compiles(mixer, x, GRID)
 
 
 def test_a_window_without_a_centre_is_refused():

@@ -139,7 +139,7 @@ def test_large_scores_do_not_overflow():
 def test_it_compiles():
     mixer, x = randomized(MRAAttention(DIM, HEADS, side=2)), normal(1, N, DIM)
     with torch.no_grad():
-        checks.equal(torch.compile(mixer, backend="aot_eager")(x, GRID), mixer(x, GRID), tol=1e-10)
+        checks.compiles(mixer, x, GRID)
 
 
 def test_what_does_not_fit_is_refused():

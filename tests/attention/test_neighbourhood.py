@@ -137,7 +137,7 @@ def test_its_cost_is_linear_in_the_tokens(kind):
 
 def test_it_compiles():
     mixer, x = randomized(mine.SlidingAttention(DIM, HEADS, kernel=3)), normal(2, N, DIM)
-    checks.equal(torch.compile(mixer, backend="aot_eager")(x, GRID), mixer(x, GRID), 1e-10, "compiled and eager")
+    checks.compiles(mixer, x, GRID)
 
 
 def test_what_cannot_work_is_refused():

@@ -233,9 +233,8 @@ def test_the_fused_kernel_gives_the_same_outputs_and_gradients(variant):
 
 def test_it_compiles():
     mixer, x = randomized(SpatialReductionAttention(DIM, HEADS)), normal(1, N, DIM)
-    compiled = torch.compile(mixer, backend="aot_eager")
     with torch.no_grad():
-        checks.equal(compiled(x, GRID), mixer(x, GRID), tol=1e-10)
+        checks.compiles(mixer, x, GRID)
 
 
 def test_what_cannot_be_pooled_is_refused():

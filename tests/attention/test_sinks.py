@@ -92,7 +92,7 @@ def test_a_register_of_zeros_is_an_open_sink():
 
 def test_it_compiles():
     mixer, x = randomized(Sinks(DIM, HEADS)), normal(2, N, DIM)
-    checks.equal(torch.compile(mixer, backend="aot_eager")(x, GRID), mixer(x, GRID), 1e-10, "compiled and eager")
+    checks.compiles(mixer, x, GRID)
 
 
 def test_no_registers_are_refused():

@@ -168,7 +168,7 @@ def test_the_bias_depends_on_the_distance_along_both_axes():
 
 def test_it_compiles():
     mixer, x = randomized(SingleHeadPartialAttention(DIM, 6)), normal(2, N, DIM)
-    checks.equal(torch.compile(mixer, backend="aot_eager")(x, GRID), mixer(x, GRID), 1e-10, "compiled and eager")
+    checks.compiles(mixer, x, GRID)
 
 
 def test_what_cannot_work_is_a_sentence():

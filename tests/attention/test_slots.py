@@ -132,7 +132,7 @@ def test_the_slots_start_as_the_means_of_regions():
 def test_it_compiles():
     block, x = randomized(GLMixBlock(DIM, HEADS)), normal(1, N, DIM)
     with torch.no_grad():
-        checks.equal(torch.compile(block, backend="aot_eager")(x, GRID), block(x, GRID), tol=1e-10)
+        checks.compiles(block, x, GRID)
 
 
 def test_what_does_not_fit_is_refused():

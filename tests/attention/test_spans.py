@@ -128,7 +128,7 @@ def test_causal_tokens_do_not_change_with_their_future():
 def test_it_compiles():
     mixer, x = randomized(CombinerAttention(DIM, HEADS, causal=True)), normal(1, N, DIM)
     with torch.no_grad():
-        checks.equal(torch.compile(mixer, backend="aot_eager")(x, GRID), mixer(x, GRID), tol=1e-10)
+        checks.compiles(mixer, x, GRID)
 
 
 def test_what_does_not_fit_is_refused():

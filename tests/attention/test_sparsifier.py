@@ -112,4 +112,4 @@ def test_what_cannot_work_is_said():
 
 def test_it_compiles():
     mixer, x = randomized(mine.SparseLinks(DIM, HEADS)), normal(1, N, DIM)
-    checks.equal(torch.compile(mixer, backend="aot_eager")(x, GRID), mixer(x, GRID), tol=1e-10)
+    checks.compiles(mixer, x, GRID)

@@ -126,7 +126,7 @@ def test_the_matrix_of_each_head_is_a_block_for_each_stripe():
 
 def test_it_compiles():
     mixer, x = randomized(mine.CrossShapedWindowAttention(DIM, HEADS)), normal(2, N, DIM)
-    checks.equal(torch.compile(mixer, backend="aot_eager")(x, GRID), mixer(x, GRID), 1e-10, "compiled and eager")
+    checks.compiles(mixer, x, GRID)
 
 
 def test_what_cannot_work_is_refused():

@@ -217,7 +217,7 @@ def test_no_row_of_the_matrix_reaches_over_the_border_of_the_grid():
 
 def test_it_compiles():
     mixer, x = randomized(mine.WindowAttention(DIM, HEADS, 4, 2, relative=True)), normal(2, N, DIM)
-    checks.equal(torch.compile(mixer, backend="aot_eager")(x, GRID), mixer(x, GRID), 1e-10, "compiled and eager")
+    checks.compiles(mixer, x, GRID)
 
 
 def test_what_cannot_work_is_refused():

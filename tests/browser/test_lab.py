@@ -231,7 +231,7 @@ def test_the_lesson_on_pruning_runs_and_its_film_is_stepped_through_with_keys(no
 
 
 def test_the_lesson_runs_and_its_explorers_show_what_python_says(notebook):
-    lab = notebook(LESSON)
+    lab = notebook(LESSON, fast=True)
     lab.run(seconds=400)
     assert lab.errors() == []
     places = lab.page.locator(".labkit-explorer").all()
