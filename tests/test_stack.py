@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
+from typing import get_args
 
 import pytest
 import torch
@@ -13,10 +14,13 @@ from labkit import choices, cost, quant, tokens
 from labkit.errors import LabkitError
 from labkit.patching.flexi import flexible
 from labkit.stack import FLOAT, Stack, Swapped, counts, patched, swap_mixers
+from labkit.stack.reduce import ASKS, ATTENTION, Reduction
+from labkit.tokens import score
 from labkit.vit import ViT
 from tests.weights import normal, randomized
 
 IMAGES = normal(6, 3, 32, 32).float() / 4
+WAYS = [way for way in get_args(Reduction) if way != "none"]
 FULL = {
     "patch": 4,
     "mixer": "window",
@@ -52,10 +56,8 @@ def test_without_a_choice_it_is_the_model(model):
     "choice",
     [
         {"patch": 4},
-        {"reducer": "keep", "where": "1, 2"},
-        {"reducer": "fuse", "where": "1"},
-        {"reducer": "merge", "where": "entry, 1"},
-        {"reducer": "random", "where": "entry"},
+        *({"reducer": way, "where": "1, 2"} for way in WAYS),
+        *({"reducer": way, "where": "entry, 1"} for way in WAYS if way not in ATTENTION),
         {"calibrate": "whole", "clip": "mse", "seed": 5},
     ],
 )
@@ -93,13 +95,56 @@ def test_bits_and_tokens_are_those_of_their_packages(model):
     assert not torch.equal(out(whole), out(stack.build(model, IMAGES)))
 
 
-@pytest.mark.parametrize("reducer", ["keep", "fuse", "merge", "random"])
-@pytest.mark.parametrize(("keep", "where", "left"), [(0.5, "1", [64, 32]), (0.3, "0, 2", [64, 35, 19])])
+@pytest.mark.parametrize("reducer", WAYS)
+@pytest.mark.parametrize(
+    ("keep", "where", "left"),
+    [(0.5, "1", [64, 32]), (0.3, "0, 2", [64, 35, 19]), (0.4, "0, 1, 2", [64, 47, 35, 26])],
+)
 def test_every_reducer_leaves_as_many_tokens(model, reducer, keep, where, left):
     stack = Stack(reducer=reducer, keep=keep, where=where)
     assert counts(stack, model) == left
-    steps = stack.build(model).observe(IMAGES).steps
+    built = stack.build(model)
+    steps = built.observe(IMAGES).steps
     assert [steps[block].x.shape[1] - 1 for block in stack.reducers] == left[1:]
+    assert out(built).isfinite().all() and not torch.equal(out(built), out(model))
+
+
+@pytest.mark.parametrize(
+    ("name", "reducer"),
+    [
+        ("keep", tokens.Keep(0.5)),
+        ("keep-value", tokens.Keep(0.5, score.class_value)),
+        ("keep-norm", tokens.Keep(0.5, score.key_norm)),
+        ("keep-apart", tokens.Keep(0.5, score.reverse(score.energy()))),
+        ("keep-rank", tokens.Keep(0.5, score.page_rank())),
+        ("fuse", tokens.Fuse(31 / 64)),
+        ("merge", tokens.MergeByCriteria(32, (1.0, 0.0, 0.0))),
+        ("merge-criteria", tokens.MergeByCriteria(32)),
+        ("merge-energy", tokens.MergeByEnergy(32)),
+        ("cluster", tokens.Cluster(32)),
+    ],
+)
+def test_a_name_is_the_reducer_that_it_stands_for(model, name, reducer):
+    built = Stack(reducer=name, keep=0.5, where="1").build(model)
+    assert torch.equal(out(built), out(tokens.attach(model, reducer, [1])))
+
+
+def test_who_asks_the_class_token_is_refused_where_there_is_none():
+    gap = randomized(ViT(32, 4, 10, dim=32, depth=3, heads=4, pool="avg", class_token=False)).float().eval()
+    for way in WAYS:
+        stack = Stack(reducer=way, keep=0.5, where="1")
+        if way in ASKS:
+            with pytest.raises(LabkitError, match=f'"{way}" asks the class token, and this model has none'):
+                stack.build(gap)
+        else:
+            assert out(stack.build(gap)).isfinite().all()
+
+
+def test_many_blocks_in_a_row_are_told_by_their_ends():
+    assert Stack(reducer="merge", where="0, 1, 2, 3").describe() == "merge to 100% in blocks 0 to 3"
+    assert (
+        Stack(reducer="merge", where="entry, 1, 3, 4").describe() == "merge to 100% at the entry and in blocks 1, 3, 4"
+    )
 
 
 def test_the_entry_is_in_front_of_the_first_block(model):
@@ -205,9 +250,11 @@ def test_what_does_not_fit_the_model_is_a_sentence(model):
     with pytest.raises(LabkitError, match='where="3"; nobody reads patches behind the last block: choose from 0 to 2'):
         Stack(reducer="keep", keep=0.5, where="3").build(model)
     with pytest.raises(
-        LabkitError, match=r"keep=0[.]2 in 1 blocks leaves 13 of 64 patches in one, and merging leaves at"
+        LabkitError, match='13 of 64 patches would be left in one block, and "merge" leaves at least half'
     ):
         Stack(reducer="merge", keep=0.2, where="1").build(model)
+    with pytest.raises(LabkitError, match='"fuse" keeps one patch at least, and one token for the rest'):
+        Stack(reducer="fuse", keep=0.01, where="1").build(model)
     with pytest.raises(LabkitError, match="read from images, and there are none"):
         Stack(weights=8, activations=8).build(model)
     with pytest.raises(LabkitError, match="quantized already"):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from matplotlib.figure import Figure
+from torch import nn
 
 from labkit import quant
 from labkit.audit import stacks
@@ -17,9 +18,11 @@ from labkit.audit.measure import change, faster, percent, points
 from labkit.audit.subject import Subject, logits, subset
 from labkit.stack import Stack
 from labkit.tables import Table
+from labkit.vit import ViT
 from labkit.viz import figures
 
 TITLE = "Bits"
+NOTHING = quant.Recipe(weights=None, activations=None)
 EIGHT = Stack(weights=8, activations=8, backend="int8")
 FEW = {
     "W6/A6": Stack(weights=6, activations=6),
@@ -27,33 +30,35 @@ FEW = {
     "W4/A4": Stack(weights=4, activations=4),
 }
 
-
 FASTEST = ("W6/A6 min-max", "W4/A4 careful")
 
 
-def careful(stack: Stack) -> Stack:
-    """Ranges that end where the error is least, and channels of unequal width made equal."""
-    return replace(stack, clip="mse", fold="channels")
+def careful(stack: Stack, model: ViT) -> Stack:
+    """Ranges that end where the error is least, and channels of unequal width made equal where norms have a bias."""
+    norms = [module for name, module in model.named_modules() if name.endswith(("norm1", "norm2"))]
+    shifts = all(isinstance(norm, nn.LayerNorm) for norm in norms)
+    return replace(stack, clip="mse", fold="channels" if shifts else "none")
 
 
 def measure(found: Subject, fast: bool = False) -> dict[str, Any]:
     before, simulated = found.right(), {}
     tried = {f"{name} min-max": stack for name, stack in FEW.items()}
-    tried |= {f"{name} careful": careful(stack) for name, stack in FEW.items()}
+    tried |= {f"{name} careful": careful(stack, found.vit) for name, stack in FEW.items()}
     for name in FASTEST if fast else tried:
         simulated[name] = change(found.right(tried[name].build(found.vit, found.calibration)), before)
-    timed = {"int8 min-max": EIGHT, "int8 careful": careful(EIGHT)}
+    timed = {"int8 min-max": EIGHT, "int8 careful": careful(EIGHT, found.vit)}
     return stacks.measured(found, timed, 2.0 if fast else 12.0) | {
         "simulated": simulated,
         "sensitivity": sensitivity(subset(found, 8 if fast else 12)),
+        "in_float": quant.untouched(quant.quantize(found.vit, NOTHING)),
     }
 
 
 def sensitivity(found: Subject) -> dict[str, float]:
     """For each layer: the root mean square change of the logits, as a share of their spread, at four bits."""
     plain, errors = logits(found.vit, found.inputs), {}
-    for name in quant.untouched(found.vit):
-        recipe = quant.Recipe(weights=None, activations=None, layers={name: (4, 4)})
+    for name in quant.layers(quant.quantize(found.vit, NOTHING)):
+        recipe = replace(NOTHING, layers={name: (4, 4)})
         rounded = logits(quant.quantize(found.vit, recipe, found.calibration[:8]), found.inputs)
         errors[name] = ((rounded - plain).square().mean().sqrt() / plain.std()).item()
     return errors
@@ -71,10 +76,11 @@ def sentence(values: dict[str, Any]) -> str:
     best = min(values["candidates"], key=lambda row: row["ratio"])
     worst = sorted(values["sensitivity"], key=lambda name: -values["sensitivity"][name])[:3]
     four = values["simulated"]["W4/A4 careful"]
+    floats = f" {', '.join(values['in_float'])} stay in floats." if values["in_float"] else ""
     return (
         f"Eight bits on integer kernels ({best['name']}) run {faster(best)} times as fast and cost "
         f"{points(best)} points of {values['word']}; four bits, with care, {points(four)}. The layers that mind four "
-        f"bits most are {', '.join(worst)}."
+        f"bits most are {', '.join(worst)}.{floats}"
     )
 
 

@@ -30,6 +30,8 @@ def measure(found: Subject, fast: bool = False) -> dict[str, Any]:
     seen = trace(found.model, found.inputs[: 4 if fast else 8])
     if not seen.layers:
         return {"layers": [], "why": "no attention between tokens was seen in this model"}
+    if odd := headless(seen):
+        return {"layers": [], "why": f"images and heads cannot be told apart in the attention of {odd[0]}"}
     entropy, distance = (nested(part) for part in head_measures(seen)[1:3])
     tested = min(len(found.inputs), 32 if fast else 24)
     effects = ablation(found, seen, tested)
@@ -45,6 +47,12 @@ def measure(found: Subject, fast: bool = False) -> dict[str, Any]:
         for i, layer in enumerate(seen.layers)
     ]
     return {"layers": layers, "tested": tested, "traced": len(seen.images)} | likeness(seen) | registers(seen)
+
+
+def headless(seen: Trace) -> list[str]:
+    """Layers whose maps are no (images, heads, queries, keys): seen from outside, some models fold two of these."""
+    unknown = [i for i, layer in enumerate(seen.layers) if layer.kind == "unknown"]
+    return [seen.layers[i].name for i in unknown if seen.attention[i].ndim < 4]
 
 
 def nested(values: Tensor) -> list[list[float | None]]:

@@ -21,9 +21,10 @@ def share(right: Tensor) -> Row:
 
 
 def change(right: Tensor, before: Tensor) -> Row:
-    """`share`, and the paired difference to what was right before: {"difference", "difference_low", ...}."""
+    """`share`, the paired difference to what was right before ({"difference", "difference_low", ...}), its counts."""
     difference, low, high = paired_difference(right, before)
-    return share(right) | {"difference": difference, "difference_low": low, "difference_high": high}
+    counts = {"lost": int((before & ~right).sum()), "gained": int((right & ~before).sum())}
+    return share(right) | {"difference": difference, "difference_low": low, "difference_high": high} | counts
 
 
 def times(

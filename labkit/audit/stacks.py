@@ -61,7 +61,10 @@ def figure(values: dict[str, Any]) -> Figure:
     for number, (kind, rows) in enumerate(by_kind(values["candidates"]).items()):
         x, y = [row["ratio"] for row in rows], [100 * row["share"] for row in rows]
         wide, tall = arms(rows, "ratio", "ratio_low", "ratio_high"), arms(rows, "share", "low", "high", 100)
-        ax.errorbar(x, y, xerr=wide, yerr=tall, fmt="os^Dv*XP"[number % 8], label=kind, markersize=6, elinewidth=0.8)
+        mark = "os^Dv*XP"[number % 8]
+        _, _, ends = ax.errorbar(x, y, xerr=wide, yerr=tall, fmt=mark, label=kind, markersize=6, elinewidth=0.8)
+        for end in ends:  # with thirty choices the intervals would hide the points
+            end.set_alpha(0.45)
     ax.plot(1, 100 * values["untouched"]["share"], "ko", markerfacecolor="none", markersize=9, label="untouched")
     stairs = front(values["candidates"])
     ax.step([row["ratio"] for row in stairs], [100 * row["share"] for row in stairs], where="post", color="0.5", ls=":")

@@ -20,7 +20,7 @@ def measure(found: Subject, fast: bool = False, before: list[Row] | None = None)
     picked = sorted(stacks.front(rows), key=lambda row: -row["share"])[: 2 if fast else 4]
     tried = {
         f"both: {row['name']} and int8": careful(
-            replace(Stack(**row["stack"]), weights=8, activations=8, backend="int8")
+            replace(Stack(**row["stack"]), weights=8, activations=8, backend="int8"), found.vit
         )
         for row in picked
     }

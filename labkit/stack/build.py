@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
-from labkit import quant, tokens
+from labkit import quant
 from labkit.errors import LabkitError
-from labkit.evidence import Reducer
 from labkit.layers import twin
 from labkit.patching.flexi import flexible
+from labkit.stack.reduce import ASKS, reduce
 from labkit.stack.swap import swap_mixers
-from labkit.tokens import score
 from labkit.vit import ViT, resample_positions
 
 if TYPE_CHECKING:
@@ -37,6 +35,11 @@ def build(stack: Stack, model: ViT, calibration: Tensor | None = None) -> ViT:
     return _mix(stack, quant.quantize(_reduce(stack, model), stack.recipe(), calibration, stack.backend))
 
 
+def _reduce(stack: Stack, model: ViT) -> ViT:
+    left_behind = dict(zip(stack.reducers, counts(stack, model)[1:], strict=True))
+    return reduce(model, stack.reducer, left_behind, stack.seed)
+
+
 def _mix(stack: Stack, model: ViT) -> ViT:
     return swap_mixers(model, stack.mixer, stack.mixers)
 
@@ -50,33 +53,16 @@ def _check_fit(stack: Stack, model: ViT) -> None:
         raise LabkitError(
             f'where="{stack.where}"; nobody reads patches behind the last block: choose from 0 to {depth - 2}.'
         )
+    if stack.reducer in ASKS and model.cls_token is None:
+        raise LabkitError(
+            f'"{stack.reducer}" asks the class token, and this model has none; "keep-apart" and "merge" ask nobody.'
+        )
 
 
 def counts(stack: Stack, model: ViT) -> list[int]:
     """How many patches are left behind each block in `where`, before the first one all."""
     n, steps = model.grid[0] * model.grid[1], len(stack.reducers)
     return [n, *(max(1, round(n * stack.keep ** (i / steps))) for i in range(1, steps + 1))]
-
-
-def _reduce(stack: Stack, model: ViT) -> ViT:
-    left_behind, dice = counts(stack, model), torch.Generator().manual_seed(stack.seed)
-    for block, before, left in zip(stack.reducers, left_behind, left_behind[1:], strict=False):
-        model = tokens.attach(model, _reducer(stack, before, left, dice), "entry" if block < 0 else [block])
-    return model
-
-
-def _reducer(stack: Stack, before: int, left: int, dice: torch.Generator) -> Reducer:
-    """Every kind leaves as many tokens; of those of "fuse" one stands for the rest."""
-    if stack.reducer == "merge":
-        if left < before - before // 2:
-            raise LabkitError(
-                f"keep={stack.keep} in {len(stack.reducers)} blocks leaves {left} of {before} patches in one, and "
-                "merging leaves at least half; give more blocks or keep more."
-            )
-        return tokens.MergeByCriteria(before - left, (1.0, 0.0, 0.0))
-    if stack.reducer == "fuse" and left < before:
-        return tokens.Fuse(max(1, left - 1) / before)
-    return tokens.Keep(left / before, score.random(dice) if stack.reducer == "random" else score.class_attention)
 
 
 def patched(model: ViT, patch: int) -> ViT:

@@ -20,11 +20,11 @@ from labkit import choices, cost, quant
 from labkit.errors import LabkitError, closest
 from labkit.quant.recipe import Backend, Clip, Fold, Softmax
 from labkit.stack.build import build
+from labkit.stack.reduce import ATTENTION, Reduction
 from labkit.stack.swap import Mixing
 from labkit.vit import ViT
 
 FLOAT = 32  # this many bits leave numbers as they are
-Reduction = Literal["none", "keep", "fuse", "merge", "random"]
 Sight = Literal["stack", "whole"]
 CHOICES = {"mixer": Mixing, "reducer": Reduction, "per": Literal["channel", "tensor"], "clip": Clip, "fold": Fold}
 CHOICES |= {"softmax": Softmax, "backend": Backend, "calibrate": Sight}
@@ -40,7 +40,7 @@ class Stack:
     patch: int = 0  # side of a patch in pixels; 0: the model's own
     mixer: Mixing = "dense"
     mixed: str = ""  # the blocks that mix so
-    reducer: Reduction = "none"  # "random" drops patches by dice
+    reducer: Reduction = "none"  # `labkit.stack.reduce` says what each is; "random" drops patches by dice
     keep: float = 1.0  # share of the patches that is left behind the last of the blocks in `where`
     where: str = ""  # the blocks that reduce, each by the same share; "entry" is in front of the first
     weights: int = FLOAT
@@ -84,7 +84,7 @@ class Stack:
                 )
         if self.keep < 1 and not reduces:
             raise LabkitError(f"keep={self.keep} needs a reducer; choose one of {', '.join(get_args(Reduction)[1:])}.")
-        if -1 in reducers and self.reducer in ("keep", "fuse"):
+        if -1 in reducers and self.reducer in ATTENTION:
             raise LabkitError(f'In front of the first block nobody attends yet; "{self.reducer}" works from 0 on.')
         if mixes and reduces and mixers[-1] > reducers[0]:
             raise LabkitError(
@@ -158,6 +158,9 @@ def _numbers(name: str, text: str) -> tuple[int, ...]:
 
 
 def _words(blocks: tuple[int, ...]) -> str:
-    later = [str(block) for block in blocks if block >= 0]
+    later = [block for block in blocks if block >= 0]
     told = ["at the entry"] if -1 in blocks else []
-    return " and ".join([*told, *([f"in block{'s' * (len(later) > 1)} {', '.join(later)}"] if later else [])])
+    numbers = ", ".join(map(str, later))
+    if len(later) > 2 and later[-1] - later[0] == len(later) - 1:
+        numbers = f"{later[0]} to {later[-1]}"
+    return " and ".join([*told, *([f"in block{'s' * (len(later) > 1)} {numbers}"] if later else [])])

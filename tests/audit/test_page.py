@@ -34,7 +34,7 @@ def test_the_command_is_understood_and_asks_for_the_same(audit, monkeypatch):
     assert "&lt;b&gt;" in page.repeat(Audit(odd), {}) and "<b>" not in page.repeat(Audit(odd), {})
 
 
-@pytest.mark.parametrize("stack", [Stack(reducer="keep", keep=0.5, where="1, 3"), bits.careful(bits.FEW["W4/A4"])])
+@pytest.mark.parametrize("stack", [Stack(reducer="keep", keep=0.5, where="1, 3"), bits.FEW["W4/A4"]])
 def test_the_lines_of_python_print_the_measured_share(audit, stack):
     right = audit.found.right(stack.build(audit.found.vit, audit.found.calibration))
     printed = io.StringIO()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import pytest
 import timm
@@ -16,6 +17,7 @@ from labkit.audit.subject import Subject, subject
 from labkit.data import shapes
 from labkit.errors import LabkitError
 from labkit.stack import Stack
+from labkit.stack.reduce import Reduction
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def test_a_silenced_head_is_measured_as_the_kit_measures_it(audit, found):
 
 def test_every_way_and_every_budget_has_a_row_that_can_be_built_again(audit, found):
     rows = audit.sections["tokens"].values["candidates"]
-    assert len(rows) == len(tokens.WAYS) * 2 == len({row["name"] for row in rows})
+    assert {row["name"] for row in rows} == set(tokens.grid(6, fast=True)) and len(rows) == 2 * len(tokens.FEW) + 2
     for row in (rows[0], rows[-1]):
         model = Stack(**row["stack"]).build(found.vit, found.calibration)
         assert found.right(model).double().mean().item() == row["share"]
@@ -88,8 +90,34 @@ def test_every_way_and_every_budget_has_a_row_that_can_be_built_again(audit, fou
 
 def test_without_a_class_token_nobody_asks_it():
     values = tokens.measure(subject("shapes-vit-gap", limit=4, batch=1), fast=True)
-    assert {row["stack"]["reducer"] for row in values["candidates"]} == {"merge", "random"}
-    assert "keep and fuse were left out" in tokens.sentence(values)
+    assert {row["stack"]["reducer"] for row in values["candidates"]} == set(tokens.FEW) - {"keep-value"}
+    assert tokens.sentence(values).endswith(
+        "Left out: keep-value 70%, keep-value 50%, because it asks the class token, and this model has none; "
+        '"keep-apart" and "merge" ask nobody.'
+    )
+
+
+def test_every_way_is_tried_in_full_and_two_of_them_in_every_place():
+    tried = tokens.grid(12, fast=False)
+    assert {(s.reducer, s.keep) for s in tried.values() if s.where == "3, 6, 9"} == {
+        (way, keep) for way in get_args(Reduction)[1:] for keep in tokens.BUDGETS
+    }
+    placed = {stack.where for stack in tried.values() if stack.reducer == "merge-criteria"}
+    assert placed == {"3, 6, 9", "3", "6, 9", "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10"}
+    assert tried["merge-criteria 50% everywhere"].describe() == "merge-criteria to 50% in blocks 0 to 10"
+
+
+@pytest.mark.parametrize(
+    ("depth", "where"), [(1, []), (2, [(0,)]), (3, [(0, 1), (0,), (1,)]), (4, [(1, 2), (1,), (2,), (0, 1, 2)])]
+)
+def test_places_are_in_front_of_the_last_block_and_each_is_tried_once(depth, where):
+    assert list(tokens.places(depth).values()) == where
+
+
+def test_one_block_has_nothing_to_reduce():
+    values = {"candidates": [], "left_out": {}, "blocks": 1, "word": "accuracy", "batch": 8, "untouched": {"share": 1}}
+    assert tokens.sentence(values).startswith("Nothing to try: this model has one block")
+    assert tokens.table(values).rows == [] and tokens.figure(values).axes
 
 
 def test_bits_are_worse_when_they_are_few_and_every_layer_was_asked(audit, found):
