@@ -52,6 +52,10 @@ class Section:
         return page.section(self)
 
 
+def skipped(name: str, title: str, why: str) -> Section:
+    return Section(name, title, {"skipped": why}, f"Not measured. {why}")
+
+
 class Audit:
     """`sections` in the order in which they were added."""
 
@@ -68,17 +72,26 @@ class Audit:
         """Measures a section; the name is that of a file of `labkit.audit`."""
         module: Any = importlib.import_module(f"labkit.audit.{name}")
         start = time.monotonic()
-        if name in PLAIN_ONLY and self.found.plain:
-            section = Section(name, module.TITLE, {"skipped": self.found.plain}, f"Not measured. {self.found.plain}")
-        else:
-            more = (self.candidates(),) if name == "together" else ()
-            measured = module.measure(self.found, self.fast, *more)
-            values = json.loads(json.dumps(measured, allow_nan=False))  # what is told is what is kept
-            picture = png(module.figure(values))
-            section = Section(name, module.TITLE, values, module.sentence(values), module.table(values), picture)
+        why = self.found.plain if name in PLAIN_ONLY else ""
+        try:
+            section = skipped(name, module.TITLE, why) if why else self._measured(name, module)
+        except LabkitError as reason:
+            section = skipped(name, module.TITLE, str(reason))
+        except Exception as error:
+            if not self.found.plain:
+                raise
+            # Other people's models may fail under our eyes in ways of their own; the other sections go on.
+            section = skipped(name, module.TITLE, f"{self.found.name} cannot be asked so ({error!r:.200}).")
         self.sections[name] = section
         self.seconds[name] = round(time.monotonic() - start, 1)
         return section
+
+    def _measured(self, name: str, module: Any) -> Section:
+        more = (self.candidates(),) if name == "together" else ()
+        measured = module.measure(self.found, self.fast, *more)
+        values = json.loads(json.dumps(measured, allow_nan=False))  # what is told is what is kept
+        picture = png(module.figure(values))
+        return Section(name, module.TITLE, values, module.sentence(values), module.table(values), picture)
 
     def candidates(self) -> list[Row]:
         """Of all sections."""

@@ -21,6 +21,19 @@ if TYPE_CHECKING:
 
 SHOWN = 4  # images in the explorer of the page
 FIRST = "together"  # the section that shows what the recommendation was chosen from
+WORDS = {
+    "accuracy": "accuracy is the share of images whose label the model says.",
+    "agreement": "agreement is the share of images of which a choice says what the untouched model says; without "
+    "labels nobody knows which of the two is right where they differ.",
+}
+GUIDE = (
+    "A choice loses patches, or numbers lose bits. merge 50% leaves half of the patches behind its last reducing "
+    "block; W4/A8 has weights of 4 bits and activations of 8. labkit.stack.reduce says what each way does.",
+    "points are what a choice loses or gains on the same images; they are surer than two shares held apart.",
+    "times as fast: the choice and the untouched model run in turns, on one thread of a CPU (all of a GPU), and the "
+    "ratio is the median over the turns. simulated: the answers are exact, and no kernel here makes it fast.",
+    "[brackets] hold 95 % intervals: they reach as far as chance alone may carry the number on so few images or turns.",
+)
 STYLE = """
 .verdict { margin: 12px; padding: 8px 16px; border-left: 6px solid #2a7fb8; font-size: 1.1em; }
 section { margin: 28px 12px; }
@@ -34,7 +47,7 @@ td { white-space: nowrap; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 .text { text-align: left; }
 pre { padding: 8px 12px; overflow-x: auto; white-space: pre-wrap; background: light-dark(#f4f4f6, #222228); }
-nav { margin: 12px; }
+nav, details { margin: 12px; }
 footer { margin: 28px 12px; opacity: 0.75; font-size: 0.9em; }
 """
 
@@ -42,13 +55,14 @@ footer { margin: 28px 12px; opacity: 0.75; font-size: 0.9em; }
 def whole(audit: Audit) -> str:
     """The page: what to do, the choices that were compared, all that was measured, and how to repeat it."""
     found, advice = audit.found, audit.recommendation()
-    shown = explorer(found) if "looks" in audit.sections else None
+    looks = audit.sections.get("looks")
+    shown = explorer(found) if looks and "skipped" not in looks.values else None
     told = {name: section(part) for name, part in audit.sections.items()}
     if shown is not None:
         told["looks"] += f'<section id="explore"><h2>Look for yourself</h2>{shown.body}</section>'
     verdict = f'<p class="verdict" role="status">{escape(advice["sentence"])}</p>'
     evidence = told.pop(FIRST, "") if advice.get("choice") else ""
-    parts = [verdict, contents(audit), evidence, *told.values(), repeat(audit, advice), notes(audit)]
+    parts = [verdict, contents(audit), guide(found.word), evidence, *told.values(), repeat(audit, advice), notes(audit)]
     style = STYLE + (shown.style if shown else "")
     return page.document(f"Audit of {found.name}", "\n".join(parts), style, shown.script if shown else "")
 
@@ -61,6 +75,11 @@ def contents(audit: Audit) -> str:
     ]
     links.append('<a href="#repeat">Repeat it</a>')
     return f"<nav>{' · '.join(links)}</nav>"
+
+
+def guide(word: str) -> str:
+    lines = "".join(f"<li>{escape(line)}</li>" for line in (WORDS[word], *GUIDE))
+    return f"<details><summary>How to read this page</summary><ul>{lines}</ul></details>"
 
 
 def section(part: Section) -> str:
@@ -108,7 +127,7 @@ def command(audit: Audit) -> str:
     asked = audit.found.asked | {"tolerance": audit.tolerance}
     named = {name: asked.pop(name) for name in ("model", "weights", "images", "labels") if name in asked}
     words = [word for name, value in named.items() for word in (f"--{name}", value)]
-    words += ["--fast"] if audit.fast else []
+    words += ["--fast"] if asked.pop("fast", audit.fast) else []
     words += [word for name, value in asked.items() for word in ("-p", f"{name}={value}")]
     return shlex.join(["labkit", "report", "audit", *words])
 

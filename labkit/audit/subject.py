@@ -19,6 +19,8 @@ from labkit.data.batch import ImageSet
 from labkit.errors import LabkitError, closest
 from labkit.vit import ViT
 
+SMALL = 128  # pixels of a side, up to which a thousand images take no longer than 64 of 224 pixels
+NO_HEAD = "This model has no head: its largest feature stands in for an answer. Audit it with the head that you use."
 SHAPES = ("shapes-vit", "shapes-vit-gap", "shapes-vit-flexi")
 
 
@@ -86,14 +88,15 @@ def subject(
     limit: int = 0,
     seed: int = 0,
     batch: int = 8,
+    fast: bool = False,
 ) -> Subject:
     """Everything the sections need, read and checked before any of them runs; `limit` 0 is as many as time allows."""
     asked: dict[str, Any] = {"model": model, "weights": weights, "images": images, "labels": labels}
-    asked |= {"limit": limit, "seed": seed, "batch": batch}
+    asked |= {"limit": limit, "seed": seed, "batch": batch, "fast": fast}
     if limit < 0 or batch < 1:
         raise LabkitError(f"limit={limit}, batch={batch}; expected a limit of 0 or more and a batch of 1 or more.")
     net = network(model, weights)
-    limit = limit or (64 if net.size > 128 else 320)
+    limit = limit or (64 if net.size > SMALL else 320 if fast else 1000)
     test, calibration, notes = pictures(model, images, net, limit, seed)
 
     inputs = normalised(test.images, net.mean, net.std)
@@ -114,7 +117,7 @@ def subject(
         batch=batch,
         mean=net.mean,
         std=net.std,
-        notes=(*notes, *([why] if why else []), *test.skipped),
+        notes=(*([NO_HEAD] if net.features else []), *notes, *([why] if why else []), *test.skipped),
         asked={name: value for name, value in asked.items() if value != signature(subject).parameters[name].default},
     )
 
@@ -128,6 +131,7 @@ class Network(NamedTuple):
     std: Tensor
     size: int
     crop: float = 1.0  # the share of an image's shorter side that is cut out of its centre
+    features: bool = False  # it has no head, and no classes
 
 
 def network(name: str, weights: str) -> Network:
@@ -147,17 +151,25 @@ def network(name: str, weights: str) -> Network:
             f"file that labkit.save wrote.{closest(timm_name, known)}"
         )
     theirs = convert.create(timm_name, not weights, weights or None, {}).eval()
-    if bad := [key for key, value in theirs.state_dict().items() if not torch.isfinite(value.double()).all()]:
+    if bad := damaged(theirs):
         raise LabkitError(
             f"{len(bad)} tensors of {weights or name} hold NaN or infinite numbers, the first is {bad[0]}."
         )
     config: Any = theirs.pretrained_cfg
+    channels, height, width = config["input_size"]
+    if channels != 3 or height != width:
+        raise LabkitError(f"{name} reads {channels}×{height}×{width} pixels; an audit shows square images in colour.")
     pixels = torch.tensor(config["mean"]), torch.tensor(config["std"])
-    cut = int(config["input_size"][-1]), float(config["crop_pct"])
+    how = *pixels, int(width), float(config["crop_pct"]), getattr(theirs, "num_classes", None) == 0
     try:
-        return Network(ViT.from_timm(theirs).eval(), "", *pixels, *cut)
+        return Network(ViT.from_timm(theirs).eval(), "", *how)
     except LabkitError as reason:
-        return Network(theirs, str(reason), *pixels, *cut)
+        return Network(theirs, str(reason), *how)
+
+
+def damaged(model: nn.Module) -> list[str]:
+    """Parameters with a number that is none; a buffer may be meant to be infinite, as a mask is."""
+    return [name for name, value in model.named_parameters() if not value.isfinite().all()]
 
 
 def side(model: ViT) -> int:

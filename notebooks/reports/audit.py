@@ -38,7 +38,7 @@ from labkit.audit import subject
 from labkit.audit.audit import Audit
 
 place = labkit.setup(seed, device)
-found = subject(model, weights, images, labels, limit, seed, batch).to(place)
+found = subject(model, weights, images, labels, limit, seed, batch, fast).to(place)
 audit = Audit(found, fast, tolerance)
 print(f"{found.name}, {len(found.inputs)} images; what is measured is {found.word}.")
 for note in found.notes[:10]:

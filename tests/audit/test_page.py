@@ -12,9 +12,10 @@ from dataclasses import replace
 import pytest
 
 from labkit import cli
-from labkit.audit import bits, page
+from labkit.audit import bits, looks, page
 from labkit.audit.audit import Audit
 from labkit.audit.subject import subject
+from labkit.errors import LabkitError
 from labkit.stack import Stack
 
 
@@ -41,6 +42,26 @@ def test_the_lines_of_python_print_the_measured_share(audit, stack):
     with contextlib.redirect_stdout(printed):
         exec(page.lines(audit, json.loads(json.dumps(stack.choices()))), {})
     assert f"tensor({right.double().mean():.4f}" in printed.getvalue()
+
+
+def test_a_section_that_fails_says_why_and_only_our_own_mistakes_stop_the_audit(audit, monkeypatch):
+    def fails(error):
+        monkeypatch.setattr(looks, "measure", lambda *how: (_ for _ in ()).throw(error))
+
+    ours, theirs = Audit(audit.found), Audit(replace(audit.found, plain="It is no plain ViT."))
+    fails(LabkitError("This model has no eyes."))
+    assert ours.add("looks").values == {"skipped": "This model has no eyes."}
+    assert "looks" in page.contents(ours) and "(not measured)" in page.contents(ours)
+    assert '<div id="explorer">' not in page.whole(ours)
+    fails(RuntimeError("squabble"))
+    assert theirs.add("looks").said == "Not measured. shapes-vit cannot be asked so (RuntimeError('squabble'))."
+    with pytest.raises(RuntimeError, match="squabble"):
+        ours.add("looks")
+
+
+def test_without_labels_nothing_is_called_accuracy(audit):
+    without = Audit(replace(audit.found, labelled=False))
+    assert "accuracy" in page.whole(audit) and "accuracy" not in page.whole(without)
 
 
 def test_the_choices_come_first_where_there_is_one(audit):

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from timm.data import create_transform
 from torch import nn
 
-from labkit import paths
+from labkit import convert, paths
 from labkit.audit.labels import class_numbers
-from labkit.audit.subject import Network, pictures, subject
+from labkit.audit.subject import Network, damaged, pictures, subject
 from labkit.errors import LabkitError
 
 TINY = {"vit_tiny_patch16_224": {}, "convnext_atto": {}}
@@ -196,3 +196,25 @@ def test_a_file_with_two_answers_is_refused_and_said_twice_is_not(photos, tmp_pa
     table.write_text("\n".join([*lines, "03.png,2"]))
     with pytest.raises(LabkitError, match=r"labels.csv says both 1 and 2 of '03.png'"):
         subject(images=photos(), labels=str(table), limit=4)
+
+
+def test_a_model_without_a_head_is_told_to_be_one(monkeypatch):
+    monkeypatch.setattr(convert, "create", lambda *how: timm.create_model("test_vit", num_classes=0))
+    assert subject("test_vit", "mine.safetensors").notes[0].startswith("This model has no head")
+
+
+def test_what_a_model_means_to_be_infinite_is_no_damage():
+    """A buffer may hold the minus infinity of a mask; damaged weights show in parameters or in the answers."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 1))
+    net.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    assert not damaged(net)
+    net[0].weight.data[0] = torch.nan
+    assert damaged(net) == ["0.weight"]
+
+
+def test_images_that_are_not_square_are_refused(monkeypatch):
+    tall = timm.create_model("test_vit")
+    tall.pretrained_cfg = tall.pretrained_cfg | {"input_size": (3, 256, 192)}
+    monkeypatch.setattr(convert, "create", lambda *how: tall)
+    with pytest.raises(LabkitError, match="test_vit reads 3×256×192 pixels; an audit shows square images in colour"):
+        subject("test_vit", "mine.safetensors")
