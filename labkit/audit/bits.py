@@ -78,9 +78,9 @@ def sentence(values: dict[str, Any]) -> str:
     four = values["simulated"]["W4/A4 careful"]
     floats = f" {', '.join(values['in_float'])} stay in floats." if values["in_float"] else ""
     return (
-        f"Eight bits on integer kernels ({best['name']}) run {faster(best)} times as fast and cost "
-        f"{points(best)} points of {values['word']}; four bits, with care, {points(four)}. The layers that mind four "
-        f"bits most are {', '.join(worst)}.{floats}"
+        f"Eight bits on integer kernels ({best['name']}) run {faster(best)} times as fast and change "
+        f"{values['word']} by {points(best)} points; four bits, with care, by {points(four)}. The layers that mind "
+        f"four bits most are {', '.join(worst)}.{floats}"
     )
 
 

@@ -74,7 +74,9 @@ def sentence(values: dict[str, Any]) -> str:
     said = [said_of(values, keep) for keep in dict.fromkeys(row["stack"]["keep"] for row in rows)]
     ahead = ", ".join(row["name"] for row in stacks.front([row for row in rows if row["stack"]["reducer"] != "random"]))
     text = "; ".join(said)
-    told = f"{text[0].upper()}{text[1:]}. Nothing that was tried beats these in time and {values['word']}: {ahead}."
+    told = (
+        f"{text[0].upper()}{text[1:]}. Nothing that was tried beats these in both time and {values['word']}: {ahead}."
+    )
     return " ".join([told, *left_out(values["left_out"])])
 
 
@@ -84,8 +86,8 @@ def said_of(values: dict[str, Any], keep: float) -> str:
     best = max((row for row in rows if row["stack"]["reducer"] != "random"), key=lambda row: row["difference"])
     dice = next(row for row in rows if row["stack"]["reducer"] == "random")
     return (
-        f"with {keep:.0%} of the patches left, {best['stack']['reducer']} costs {points(best)} points of "
-        f"{values['word']} and dice {points(dice)}"
+        f"with {keep:.0%} of the patches left, {best['stack']['reducer']} changes {values['word']} by {points(best)} "
+        f"points and dice by {points(dice)}"
     )
 
 
