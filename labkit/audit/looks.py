@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from labkit.audit.subject import Subject
+from labkit.audit.subject import SMALL, Subject
 from labkit.errors import LabkitError
 from labkit.explain.ablation import without
 from labkit.explain.heads import head_measures, head_similarity
@@ -33,7 +33,7 @@ def measure(found: Subject, fast: bool = False) -> dict[str, Any]:
     if odd := headless(seen):
         return {"layers": [], "why": f"images and heads cannot be told apart in the attention of {odd[0]}"}
     entropy, distance = (nested(part) for part in head_measures(seen)[1:3])
-    tested = min(len(found.inputs), 32 if fast else 24)
+    tested = min(len(found.inputs), 32 if max(found.size) <= SMALL else 16)  # each as often as there are heads
     effects = ablation(found, seen, tested)
     layers = [
         {
