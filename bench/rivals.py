@@ -77,6 +77,7 @@ def torch_dynamic(model: nn.Module) -> Model:
 
 def exported(model: nn.Module, images: Tensor, folder: Path) -> Path:
     """The model as ONNX, for batches of any size."""
+    importlib.import_module("onnx")  # torch would find out late that it is not there, and call it an error of export
     path = folder / "float.onnx"
     names: dict[str, Any] = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": {"x": {0: "batch"}}}
     with quiet():

@@ -84,7 +84,7 @@ def test_a_toolkit_that_is_not_there_is_left_out_with_the_reason(tmp_path, monke
     monkeypatch.setitem(sys.modules, "torch.ao.quantization", None)
     models, missing = quant_time.candidates(tmp_path)
     assert set(missing) == set(quant_time.RIVALS) and not set(models) & set(missing)
-    assert "onnxruntime" in missing[quant_time.RUNTIME]
+    assert "onnx" in missing[quant_time.RUNTIME]
 
 
 def test_onnxruntime_has_the_threads_of_torch(tmp_path, monkeypatch):

@@ -19,12 +19,10 @@ def measure(found: Subject, fast: bool = False, before: list[Row] | None = None)
     """`before` are the candidates of the other sections; the two best ways with tokens are tried with bits."""
     rows = [row for row in before or [] if row["stack"]["reducer"] not in ("none", "random")]
     picked = sorted(stacks.front(rows), key=lambda row: -row["share"])[: 2 if fast else 4]
-    tried = {
-        f"both: {row['name']} and int8": careful(
-            replace(Stack(**row["stack"]), weights=8, activations=8, backend="int8"), found.vit
-        )
-        for row in picked
-    }
+    tried = {}
+    for row in picked:
+        rounded = replace(Stack(**row["stack"]), weights=8, activations=8, backend="int8")
+        tried[f"{row['name']} + int8"] = careful(rounded, found.vit)
     return stacks.measured(found, tried, 2.0 if fast else 12.0) | {"others": before or []}
 
 
