@@ -8,13 +8,13 @@ builds of the same versions stand in: they need more disk, and their libraries a
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -93,32 +93,31 @@ def check_package() -> None:
 
 def launch() -> tuple[float, float]:
     """JupyterLab answers and hands out the first lesson: after how many seconds, with how many bytes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     root_user = ["--allow-root"] if os.geteuid() == 0 else []
-    lab = ["jupyter", "lab", "--no-browser", "--ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
+    info = OUT / "server.json"  # the port is Jupyter's to choose: one we found free may be given to others meanwhile
+    lab = ["jupyter", "lab", "--no-browser", "--ip=127.0.0.1", f"--ServerApp.info_file={info}"]
     command, start = [str(CLONE / "binder" / "start"), *lab, *root_user], time.monotonic()
     with (OUT / "lab.log").open("w") as log:
         server = subprocess.Popen(command, cwd=CLONE, env=environment(), stdout=log, stderr=subprocess.STDOUT)
     try:
-        while not answers(f"http://127.0.0.1:{port}/api/status"):
+        while not answers(info, "status"):
             assert server.poll() is None and time.monotonic() - start < 120, (OUT / "lab.log").read_text()[-3000:]
             time.sleep(0.2)
         seconds = time.monotonic() - start
-        assert answers(f"http://127.0.0.1:{port}/api/contents/notebooks/{LESSONS[0]}.ipynb")
+        assert answers(info, f"contents/notebooks/{LESSONS[0]}.ipynb")
         return seconds, peak_memory(server.pid)
     finally:
         server.terminate()
         server.wait(timeout=30)
 
 
-def answers(url: str) -> bool:
+def answers(info: Path, path: str) -> bool:
     try:
+        url = f"http://127.0.0.1:{json.loads(info.read_text())['port']}/api/{path}"
         head = {"Authorization": f"token {TOKEN}"}
         with urllib.request.urlopen(urllib.request.Request(url, headers=head), timeout=5) as reply:
             return bool(reply.status == 200)
-    except (urllib.error.URLError, OSError):
+    except (OSError, ValueError, http.client.HTTPException):  # no file yet, half of it, or nobody listens yet
         return False
 
 

@@ -5,15 +5,14 @@ The server listens on 127.0.0.1 only, asks for a token, and fetches neither news
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -46,35 +45,34 @@ def ask_nothing() -> None:
     path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+def address(token: str) -> str:
+    """Where the server with this token answers; empty while it does not."""
+    from jupyter_server.serverapp import list_running_servers
 
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as reply:
-            return bool(reply.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
+    for server in list_running_servers():
+        if server["token"] == token:
+            status = f"http://127.0.0.1:{server['port']}/api/status?token={token}"
+            try:
+                with urllib.request.urlopen(status, timeout=2):
+                    return f"http://127.0.0.1:{server['port']}"
+            except (OSError, http.client.HTTPException):  # it told its port, but does not listen yet
+                break
+    return ""
 
 
 def headless() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the server below is never left behind
-    port, token = free_port(), secrets.token_urlsafe(24)
-    # the token goes through the environment: an argument would be visible to every user of the machine
-    server = subprocess.Popen(
-        command("--no-browser", "--log-level=WARN", f"--ServerApp.port={port}", "--ServerApp.port_retries=0"),
-        env={**os.environ, "JUPYTER_TOKEN": token},
-    )
+    token = secrets.token_urlsafe(24)
+    # The token goes through the environment: an argument would be visible to every user of the machine. The port is
+    # Jupyter's to choose, from 8888 up: a free one that we found would be one that any kernel may be given meanwhile.
+    server = subprocess.Popen(command("--no-browser", "--log-level=WARN"), env={**os.environ, "JUPYTER_TOKEN": token})
     try:
-        while not answers(f"http://127.0.0.1:{port}/api/status?token={token}"):
+        while not (found := address(token)):
             if server.poll() is not None:
                 print("JupyterLab stopped before it answered; its last lines above say why.", file=sys.stderr)
                 return 1
             time.sleep(0.2)
-        print(f"http://127.0.0.1:{port}/lab/tree/{FIRST}?token={token}", flush=True)
+        print(f"{found}/lab/tree/{FIRST}?token={token}", flush=True)
         return server.wait()
     except KeyboardInterrupt:
         return 0
