@@ -26,7 +26,7 @@ from bench.studies import Study
 from labkit import clock, memory, results
 from labkit.attention.gallery import VARIANTS, variant
 from labkit.layers import MLP, init_weights
-from labkit.tables import Table
+from labkit.tables import Table, ranged
 from labkit.vit import ViT
 
 DIM, HEADS, DEPTH, SIZE, PATCH = 64, 4, 2, 32, 4
@@ -118,8 +118,7 @@ def time(quick: bool) -> None:
 
 
 def ratio(found: dict[str, Any]) -> str:
-    middle, low, high = found["ratio"]
-    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+    return ranged(found["ratio"])
 
 
 def time_summary() -> str:

@@ -23,10 +23,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from bench import field_summary, field_ways
-from bench.field_ways import TIMM, WAYS, Case, Half, Way, images, ours, rivals_of
+from bench import field_summary, rivals
+from bench.field_ways import TIMM, WAYS, Case, Half, Way, ours, rivals_of
 from bench.outcome import Outcome
-from bench.rivals import Model, missing
+from bench.rivals import Model, images, missing
 from labkit import clock, files, machine, paths
 from labkit.cost import count
 from labkit.operations import inference
@@ -77,7 +77,7 @@ def ways(device: str, quick: bool) -> dict[str, Way]:
 def made(size: str, device: str, chosen: Mapping[str, Way], folder: Path) -> tuple[dict[str, Model], dict[str, str]]:
     """Name → model, and name → why there is none."""
     torch.manual_seed(0)
-    case = Case(timm.create_model(model_name(size), img_size=field_ways.SIZE).eval().to(device), folder)
+    case = Case(timm.create_model(model_name(size), img_size=rivals.SIZE).eval().to(device), folder)
     models: dict[str, Model] = {}
     absent: dict[str, str] = {}
     for name, way in chosen.items():

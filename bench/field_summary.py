@@ -25,7 +25,7 @@ from bench.field_ways import (
     ours,
     rivals_of,
 )
-from labkit.tables import Table
+from labkit.tables import Table, ranged
 
 EXACT, ROUNDED = 1e-5, 0.05  # relative errors of the logits, at most, in float32 and with 8 bits
 AHEAD = (  # over all sizes, places and batches
@@ -90,7 +90,7 @@ def tally(spreads: Mapping[str, Spread]) -> tuple[int, int, int]:
 def ends(spreads: Mapping[str, Spread]) -> tuple[str, str]:
     """The slowest and the fastest, and where."""
     ordered = sorted(spreads.items(), key=lambda pair: pair[1][0])
-    slowest, fastest = (f"{spread(ratio)} ({where})" for where, ratio in (ordered[0], ordered[-1]))
+    slowest, fastest = (f"{ranged(ratio)} ({where})" for where, ratio in (ordered[0], ordered[-1]))
     return slowest, fastest
 
 
@@ -187,11 +187,7 @@ def _giga(told: Found, name: str) -> str:
 def cell(row: Found | None) -> str:
     if row is None:
         return "absent"
-    return f"{row['ms']:.1f}, {spread(row['faster'][TIMM])}"
-
-
-def spread(ratio: Spread) -> str:
-    return "{:.2f} [{:.2f}, {:.2f}]".format(*ratio)
+    return f"{row['ms']:.1f}, {ranged(row['faster'][TIMM])}"
 
 
 def text(found: Found) -> str:

@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from bench import rivals
-from bench.rivals import Model
+from bench.rivals import Model, images
 from labkit import tokens
 from labkit.errors import LabkitError
 from labkit.quant import Recipe, kernels, quantize
 from labkit.vit import ViT
 
-SIZE, THIRDS, SHARE, MERGED, CALIBRATION = 224, (3, 6, 9), 0.7, 13, 16
+THIRDS, SHARE, MERGED, CALIBRATION = (3, 6, 9), 0.7, 13, 16
 
 TIMM, ENCODER, RUNTIME = "timm", "torch encoder layers", "onnxruntime"
 FAST, PLAIN = "labkit", "labkit, written out"
@@ -70,12 +69,12 @@ class Case:
 
     @cached_property
     def exported(self) -> Path:
-        return rivals.exported(self.theirs, images(2, seed=0), self.folder)
+        return rivals.exported(self.theirs, self.folder)
 
     @cached_property
     def exported_merged(self) -> Path:
         (folder := self.folder / "merged").mkdir()
-        return rivals.exported(self.merged_for_others(), images(2, seed=0), folder)
+        return rivals.exported(self.merged_for_others(), folder)
 
 
 @dataclass(frozen=True)
@@ -85,10 +84,6 @@ class Way:
     gpu: bool = False  # is it made for GPUs too?
     quick: bool = True
     most: int = 32  # images in a batch; with more it would only take time
-
-
-def images(count: int, seed: int) -> Tensor:
-    return torch.rand(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
 
 
 FORWARD, IN_HALF, PRUNED, ONE, EIGHT, BOTH = ("float32", "bfloat16", "pruned", "merged", "int8", "combined")

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from labkit.intervals import paired_difference
-from labkit.tables import Table
+from labkit.tables import Table, ranged
 
 Rows = dict[str, Any]  # method → what is kept of it
 MODELS = SHAPES, DIGITS = ("shapes-vit", "digits-vit")
@@ -57,12 +57,8 @@ def clear(values: tuple[float, float, float]) -> bool:
     return values[1] > 0 or values[2] < 0
 
 
-def percent(values: Any) -> str:
-    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in values))
-
-
 def points(values: tuple[float, float, float]) -> str:
-    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in values)) + ("" if clear(values) else " ~")
+    return ranged(values, "+.1f", 100) + ("" if clear(values) else " ~")
 
 
 def spread(row: Rows) -> str:
@@ -90,7 +86,7 @@ def ladder(rows: dict[str, Rows], n: int) -> list[str]:
 
     odd = "; ".join(f"{name} over {FORMER[name]}" for name in names if name in FORMER)
     return [
-        grid("accuracy, %", rows, columns, names, lambda bits, name: percent(rows[bits][name]["accuracy"])),
+        grid("accuracy, %", rows, columns, names, lambda bits, name: ranged(rows[bits][name]["accuracy"], ".1f", 100)),
         grid("seeds, lowest to highest", rows, columns, names, lambda bits, name: spread(rows[bits][name])),
         grid("points over the row above", rows, columns, names[1:], over) + (f"\n({odd})" if odd else ""),
     ]
@@ -103,7 +99,7 @@ def beside(title: str, rows: Rows, base: str, n: int) -> str:
     for name in order:
         gain = "" if name == base else points(difference(rows[name], rows[base], n))
         error = np.mean([seed["error"] for seed in rows[name]["seeds"].values()])
-        lines.append([name, percent(rows[name]["accuracy"]), spread(rows[name]), gain, f"{error:.2g}"])
+        lines.append([name, ranged(rows[name]["accuracy"], ".1f", 100), spread(rows[name]), gain, f"{error:.2g}"])
     headers = [title, "accuracy, %", "seeds", f'points over "{base}"', "error of the logits"]
     return str(Table(headers, lines, [False] + [True] * 4))
 
@@ -134,7 +130,7 @@ def summary(values: dict[str, Any]) -> str:
         if not any(model in table for table in rows.values()):
             continue
         plain = values["float"][model]
-        parts.append(f"{model}: {percent(plain['accuracy'])} % of {n} images in float.")
+        parts.append(f"{model}: {ranged(plain['accuracy'], '.1f', 100)} % of {n} images in float.")
         if model in rows.get("ladder", {}):
             parts += ladder(rows["ladder"][model], n)
         for name, base in BASES.items():

@@ -17,14 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.rivals import Model, exported, missing, onnxruntime_dynamic, torch_dynamic
+from bench import rivals
+from bench.rivals import Model, exported, images, missing, onnxruntime_dynamic, torch_dynamic
 from labkit import clock, tokens
 from labkit.quant import Recipe, kernels, quantize
 from labkit.quant.int8_attention import int8_attention
-from labkit.tables import Table
+from labkit.tables import Table, ranged
 from labkit.vit import ViT
 
-NAME, SIZE, MERGED = "deit_small_patch16_224", 224, 13
+NAME, MERGED = "deit_small_patch16_224", 13
 BATCHES, TOKENS, CALIBRATION = (1, 8, 16), (197, 577, 1025), 16
 PLAIN, OURS, MERGING = "float32", "labkit int8", f"labkit int8, merge r = {MERGED}"
 DYNAMIC, RUNTIME = "torch dynamic int8", "onnxruntime dynamic int8"
@@ -33,14 +34,10 @@ ERROR = 0.05  # of the logits of OURS, at most
 FASTER = {(OURS, 16): 2.8, (OURS, 1): 2.4, (MERGING, 16): 4.0}  # than PLAIN by processor time, at least, by batch
 
 
-def images(count: int, seed: int) -> Tensor:
-    return torch.rand(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
-
-
 def candidates(folder: Path) -> tuple[dict[str, Model], dict[str, str]]:
     """Name → model, the float one first, and name → why it is missing."""
     torch.manual_seed(0)
-    theirs = timm.create_model(NAME, img_size=SIZE).eval()
+    theirs = timm.create_model(NAME, img_size=rivals.SIZE).eval()
     plain = ViT.from_timm(theirs).eval().set_impl("fast")
     depth, half = range(len(plain.blocks)), copy.deepcopy(plain).bfloat16()
     ours = quantize(plain, Recipe(weights=8, activations=8), images(CALIBRATION, seed=1), backend="int8")
@@ -53,11 +50,11 @@ def candidates(folder: Path) -> tuple[dict[str, Model], dict[str, str]]:
         "timm float32": theirs,
     }
     absent = {}
-    rivals: dict[str, Callable[[nn.Module], Model]] = {
+    makers: dict[str, Callable[[nn.Module], Model]] = {
         DYNAMIC: torch_dynamic,
-        RUNTIME: lambda model: onnxruntime_dynamic(exported(model, images(2, seed=0), folder)),
+        RUNTIME: lambda model: onnxruntime_dynamic(exported(model, folder)),
     }
-    for name, make in rivals.items():
+    for name, make in makers.items():
         try:
             models[name] = make(copy.deepcopy(theirs))
         except (ImportError, AttributeError) as error:
@@ -120,17 +117,13 @@ def bars(found: Mapping[str, Any]) -> dict[str, bool]:
     for (name, batch), least in FASTER.items():
         if batch in cpu:
             ratio = cpu[batch][name]["faster"][PLAIN]
-            held[f"{name}, batch {batch}: ≥ {least} times as fast as {PLAIN}: {spread(ratio)}"] = ratio[0] >= least
+            held[f"{name}, batch {batch}: ≥ {least} times as fast as {PLAIN}: {ranged(ratio)}"] = ratio[0] >= least
     held[f"{OURS}: relative error of the logits ≤ {ERROR}: {error:.3f}"] = error <= ERROR
     for batch, rows in cpu.items():
         for rival, ratio in rows[OURS]["faster"].items():
             if rival != PLAIN:
-                held[f"{OURS}, batch {batch}: ahead of {rival}: {spread(ratio)}"] = ratio[0] > 1
+                held[f"{OURS}, batch {batch}: ahead of {rival}: {ranged(ratio)}"] = ratio[0] > 1
     return held
-
-
-def spread(ratio: list[float]) -> str:
-    return "{:.2f} [{:.2f}, {:.2f}]".format(*ratio)
 
 
 def summary(found: Mapping[str, Any]) -> str:
@@ -142,7 +135,7 @@ def summary(found: Mapping[str, Any]) -> str:
             [
                 name,
                 *(f"{row[name]['ms']:.1f}" for row in rows.values()),
-                *(spread(row[name]["faster"][PLAIN]) for row in rows.values()),
+                *(ranged(row[name]["faster"][PLAIN]) for row in rows.values()),
                 f"{error:.3f}",
             ]
             for name, error in found["errors"].items()
@@ -151,7 +144,7 @@ def summary(found: Mapping[str, Any]) -> str:
         title = f"{NAME}, {kind}, {threads} thread{'s' * (threads != 1)}"
         columns.append("relative error")
         parts.append(str(Table([title, *columns], lines, [False] + [True] * len(columns))))
-    slower = "; ".join(f"{n} tokens: {spread(ratio)}" for n, ratio in _by_size(found["attention"]))
+    slower = "; ".join(f"{n} tokens: {ranged(ratio)}" for n, ratio in _by_size(found["attention"]))
     parts.append(f"Attention with int8 scores takes, in times of the fused float kernel's: {slower}.")
     verdicts = [f"{'holds ' if met else 'misses'}  {bar}" for bar, met in bars(found).items()]
     verdicts += [f"absent  {name}: {reason}" for name, reason in found["missing"].items()]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import field_summary
-from bench.field_ways import MERGED, SHARE, SIZE, THIRDS
+from bench import field_summary, rivals
+from bench.field_ways import MERGED, SHARE, THIRDS
 from labkit import files, results
 from labkit.results import Result
 
@@ -47,9 +47,9 @@ def measured(field: Result) -> str:
     packages = ", ".join(f"{name} {version or 'not installed'}" for name, version in sorted(versions.items()))
     sizes, batches = ", ".join(plan["sizes"]), ", ".join(map(str, plan["batches"]))
     return (
-        f"Vision transformers of the sizes {sizes} (DeiT, {SIZE} pixels, patches of 16) with the same random weights "
-        f"for everybody, in batches of {batches}; on one thread by processor time, on all cores by wall clock. All "
-        "ways of a group run in turns in one process, and a ratio is the median over the turns with its 95 % "
+        f"Vision transformers of the sizes {sizes} (DeiT, {rivals.SIZE} pixels, patches of 16) with the same random "
+        f"weights for everybody, in batches of {batches}; on one thread by processor time, on all cores by wall clock. "
+        "All ways of a group run in turns in one process, and a ratio is the median over the turns with its 95 % "
         f"interval.\n\n{field.caption()} Packages: {packages}.\n\nTo repeat it: `pip install onnx onnxruntime torchao` "
         "(who is not installed is listed as absent), then `make bench`, some 40 minutes on two cores with 8 GB free; "
         "`make bench QUICK=1` shows a part of it in three and keeps nothing."

@@ -26,7 +26,7 @@ from labkit.data.shapes import Task
 from labkit.errors import LabkitError
 from labkit.intervals import wilson
 from labkit.patching.polyphase import shift_consistency
-from labkit.tables import Table
+from labkit.tables import Table, ranged
 from labkit.train import Recipe, epochs, train
 from labkit.verify import hits
 from labkit.vit import ViT
@@ -149,7 +149,7 @@ def percent(values: list[float], share: bool = True) -> str:
         return f"{mean:.1f} (one seed)"
     half = 100 * t.ppf(0.975, n - 1) * float(np.std(values, ddof=1)) / sqrt(n)
     low, high = (max(0.0, mean - half), min(100.0, mean + half)) if share else (mean - half, mean + half)
-    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+    return ranged((mean, low, high), ".1f")
 
 
 def accuracies(study: Study, seeds: dict[str, Any], size: int) -> dict[str, float]:
@@ -175,8 +175,8 @@ def one_by_one(study: Study, runs: dict[str, Any], row: str) -> list[str]:
     cells = []
     for seed in sorted(runs[row], key=int):
         right = runs[row][seed]["right"][str(study.sizes[0])]
-        share, low, high = (100 * v for v in (right / study.test_images, *wilson(right, study.test_images)))
-        cells.append(f"seed {seed}: {share:.1f} [{low:.1f}, {high:.1f}]")
+        share = (right / study.test_images, *wilson(right, study.test_images))
+        cells.append(f"seed {seed}: {ranged(share, '.1f', 100)}")
     return [row, "  ".join(cells)]
 
 

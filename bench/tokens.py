@@ -30,7 +30,7 @@ from labkit import clock, tokens
 from labkit.cost import count
 from labkit.evidence import Evidence
 from labkit.papers import cite
-from labkit.tables import Table
+from labkit.tables import Table, ranged
 from labkit.tokens import score
 from labkit.tokens.cluster import dpc_knn, k_medoids
 from labkit.tokens.learned import LearnedDrop
@@ -175,10 +175,6 @@ def measure_time(scale: float = 1.0) -> dict[str, Any]:
     }
 
 
-def with_interval(ratio: list[float], by: float = 1.0) -> str:
-    return "{:.2f} [{:.2f}, {:.2f}]".format(*(value / by for value in ratio))
-
-
 def time_summary(found: dict[str, Any]) -> str:
     whole = found["whole"]
     lines = [
@@ -187,8 +183,8 @@ def time_summary(found: dict[str, Any]) -> str:
             f"{row['macs'] / 1e9:.2f}",
             f"{PUBLISHED[name][1]:.1f}",
             f"{row['shortcut'] / 1e9:.2f}",
-            with_interval(row["faster"]),
-            with_interval(row["faster"], whole / row["shortcut"]),
+            ranged(row["faster"]),
+            ranged(row["faster"], times=row["shortcut"] / whole),
         ]
         for name, row in found["published"].items()
     ]
@@ -197,8 +193,8 @@ def time_summary(found: dict[str, Any]) -> str:
     lines = []
     for name, shares in found["matched"].items():
         cells = [shares[str(share)] for share in MACS]
-        lines.append([name, *(with_interval(c["faster"]) for c in cells)])
-        lines[-1] += [with_interval(c["faster"], c["ideal"]) for c in cells]
+        lines.append([name, *(ranged(c["faster"]) for c in cells)])
+        lines[-1] += [ranged(c["faster"], times=1 / c["ideal"]) for c in cells]
     columns = [f"{what} at {share:g} of the MACs" for what in ("times as fast", "share of ideal") for share in MACS]
     second = Table([f"{NAME}, batch 16", *columns], lines, [False] + [True] * len(columns))
     ideal = {name: whole / row["shortcut"] for name, row in found["published"].items()}
@@ -213,14 +209,14 @@ def time_summary(found: dict[str, Any]) -> str:
         if share < 0.95
     ]
     names = [name for name in found["batches"][str(BATCHES[0])] if name != "plain"]
-    lines = [[name, *(with_interval(found["batches"][str(b)][name]) for b in BATCHES)] for name in names]
+    lines = [[name, *(ranged(found["batches"][str(b)][name]) for b in BATCHES)] for name in names]
     third = Table(["times as fast, by batch", *map(str, BATCHES)], lines, [False] + [True] * len(BATCHES))
     return "\n\n".join(
         [
             str(first),
             "\n".join(f"{name}: published in {by}." for name, (_, _, by) in PUBLISHED.items()),
-            f"merge r = 13 is {with_interval(found['merge r = 13 and timm'])} times as fast as timm at batch 8.",
-            f"Matching and merging at (16, 197, {WIDTH}), r = 16: {with_interval(found['matching']['ours'])} of the "
+            f"merge r = 13 is {ranged(found['merge r = 13 and timm'])} times as fast as timm at batch 8.",
+            f"Matching and merging at (16, 197, {WIDTH}), r = 16: {ranged(found['matching']['ours'])} of the "
             "time of the paper's description in gathers and scatters.",
             str(second),
             f"Below 0.95 of the ideal: {'; '.join(slow) or 'none'}.",

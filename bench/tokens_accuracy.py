@@ -21,7 +21,7 @@ from labkit.data.batch import ImageSet
 from labkit.evidence import Reducer, provenance
 from labkit.intervals import bootstrap, paired_difference, wilson
 from labkit.operations import operations
-from labkit.tables import Table
+from labkit.tables import Table, ranged
 from labkit.token_labels import coverage
 from labkit.tokens import score
 from labkit.tokens.cluster import Method, dpc_knn, k_medoids
@@ -188,19 +188,16 @@ def summary(rows: dict[str, Any]) -> str:
         both = [[rows[name][str(keep)][what][0] for name in order] for what in ("accuracy", "recall")]
         return float(spearmanr(*both)[0])
 
-    def percent(values: list[float]) -> str:
-        return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in values))
-
     def table(title: str, cell: Callable[[dict[str, Any]], str]) -> str:
         lines = [[name, *(cell(rows[name][str(keep)]) for keep in KEEPS)] for name in order]
         return str(Table([title, *(f"keep {keep:g}" for keep in KEEPS)], lines, [False] + [True] * len(KEEPS)))
 
     return "\n\n".join(
         [
-            f"{MODEL}, all patches: {percent(whole['accuracy'])} % right.",
-            table("accuracy, %", lambda r: percent(r["accuracy"])),
-            table("points over chance", lambda r: percent(r["over chance"])),
-            table("object recall, %", lambda r: percent(r["recall"])),
+            f"{MODEL}, all patches: {ranged(whole['accuracy'], '.1f', 100)} % right.",
+            table("accuracy, %", lambda r: ranged(r["accuracy"], ".1f", 100)),
+            table("points over chance", lambda r: ranged(r["over chance"], ".1f", 100)),
+            table("object recall, %", lambda r: ranged(r["recall"], ".1f", 100)),
             "Rank correlation of accuracy and recall: "
             + ", ".join(f"{alike(keep):.2f} at keep {keep:g}" for keep in KEEPS)
             + ".",

@@ -18,7 +18,7 @@ from bench.tokens_accuracy import CUT, IMAGES, MODEL, judged, merged
 from labkit import data, tokens, zoo
 from labkit.data.batch import ImageSet
 from labkit.intervals import wilson
-from labkit.tables import Table
+from labkit.tables import Table, ranged
 from labkit.tokens import score
 from labkit.tokens.learned import LearnedDrop, dropping_loss
 from labkit.tokens.rates import attach_rates, rate_loss, rates
@@ -111,15 +111,12 @@ def judge(slim: ViT, full: torch.Tensor, images: ImageSet) -> dict[str, Any]:
 def summary(found: dict[str, Any]) -> str:
     whole = found["full"]["before"]["macs"]
 
-    def percent(values: list[float]) -> str:
-        return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in values))
-
     lines = []
     for name in sorted(found, key=lambda name: -found[name]["after"]["accuracy"][0]):
         before, after = found[name]["before"], found[name]["after"]
         shares = [100 * before["macs"] / whole, 100 * after["macs"] / whole]
         recalls = [100 * before["recall"], 100 * after["recall"]]
-        lines.append([name, percent(before["accuracy"]), percent(after["accuracy"])])
+        lines.append([name, ranged(before["accuracy"], ".1f", 100), ranged(after["accuracy"], ".1f", 100)])
         lines[-1] += ["{:.0f} → {:.0f}".format(*pair) for pair in (recalls, shares)]
     columns = ["off the shelf, %", f"after {STEPS} steps of {SIZE}, %", "object recall, %", "MACs, %"]
     return str(Table([f"{MODEL}, trained on, one seed", *columns], lines, [False] + [True] * len(columns)))

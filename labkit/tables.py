@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from html import escape
+
+
+def ranged(values: Iterable[float], form: str = ".2f", times: float = 1.0) -> str:
+    """A number and the ends of its interval, each so many `times`: "1.53 [1.47, 1.63]"."""
+    middle, low, high = (format(times * value, form) for value in values)
+    return f"{middle} [{low}, {high}]"
 
 
 class Table:

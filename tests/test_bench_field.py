@@ -27,7 +27,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "PATH", tmp_path / "RESULTS.md")
     monkeypatch.setattr(field, "UNFINISHED", tmp_path / "build" / "field.json")
     monkeypatch.setattr(field.machine, "cores", lambda: 1)  # two threads wait for ever where tests share the cores
-    monkeypatch.setattr(field_ways, "SIZE", 32)
+    monkeypatch.setattr(rivals, "SIZE", 32)
     monkeypatch.setattr(field_ways, "CALIBRATION", 2)
     yield
     torch.set_num_threads(threads)
@@ -85,7 +85,7 @@ def test_torchs_encoder_layers_give_timms_logits(monkeypatch, size, fused):
     theirs = timm.create_model(field.model_name(size), img_size=32, depth=3).eval()
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(parameter.ndim))
-    encoder, x, calls = rivals.torch_encoder(theirs), field_ways.images(2, seed=0), []
+    encoder, x, calls = rivals.torch_encoder(theirs), rivals.images(2, seed=0), []
     layer = torch._transformer_encoder_layer_fwd
     monkeypatch.setattr(torch, "_transformer_encoder_layer_fwd", lambda *a: calls.append(a) or layer(*a))
     with torch.inference_mode():
@@ -293,5 +293,5 @@ def test_what_is_committed_is_what_the_numbers_say(monkeypatch):
         assert not REAL_REPORT.exists()  # no report without its numbers
         return
     monkeypatch.setattr(paths, "RESULTS", REAL_RESULTS)
-    monkeypatch.setattr(field_ways, "SIZE", 224)
+    monkeypatch.setattr(rivals, "SIZE", 224)
     assert REAL_REPORT.read_text(encoding="utf-8") == report.text()
