@@ -45,6 +45,10 @@ class Timing:
         """Seconds of one call, on the first clock or the one given."""
         return statistics.median(self._times(name, clock))
 
+    def interval(self, name: str, clock: str | None = None) -> tuple[float, float]:
+        """The ends of the 95 % interval of the median, in seconds."""
+        return bootstrap(self._times(name, clock), np.median)
+
     def ratio(self, name: str, to: str | None = None, clock: str | None = None) -> tuple[float, float, float]:
         """Time of `name` over time of `to` (the first): (median, low, high) at 95 %; below 1 is faster."""
         ratios = np.divide(self._times(name, clock), self._times(to or self.names[0], clock))

@@ -77,12 +77,15 @@ class Cost:
         return self.table()._repr_html_()
 
 
-def count(model: nn.Module, image_size: int | tuple[int, int] | None = None, batch: int = 1) -> Cost:
+def count(
+    model: nn.Module, image_size: int | tuple[int, int] | None = None, batch: int = 1, channels: int | None = None
+) -> Cost:
     """What `model(images)` costs at inference, counted on one black image of `image_size` or the model's own.
 
-    A batch costs `batch` times the MACs and activations of one image, and reads the weights once. Any torch
-    model of images can be counted; what the paths of its layers do not tell apart goes to "other". On the
-    device "meta" a model of any size is counted without memory and without arithmetic.
+    A batch costs `batch` times the MACs and activations of one image, and reads the weights once. Unless `channels`
+    are given, the image has those of the first layer that names any. Any torch model of images can be counted; what
+    the paths of its layers do not tell apart goes to "other". On the device "meta" a model of any size is counted
+    without memory and without arithmetic.
     """
     if not isinstance(model, nn.Module):
         raise LabkitError(
@@ -92,8 +95,8 @@ def count(model: nn.Module, image_size: int | tuple[int, int] | None = None, bat
         raise LabkitError(f"A batch of {batch} images costs nothing; choose batch=1 or more.")
     h, w = _image_size(model) if image_size is None else _pair(image_size)
     weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    channels: Any = next((m.in_channels for m in model.modules() if hasattr(m, "in_channels")), 3)
-    images = torch.zeros(1, channels, h, w, dtype=weight.dtype, device=weight.device)
+    read: Any = next((m.in_channels for m in model.modules() if hasattr(m, "in_channels")), 3)
+    images = torch.zeros(1, channels or read, h, w, dtype=weight.dtype, device=weight.device)
     seen = [
         replace(step, macs=batch * step.macs, activation_bytes=batch * step.activation_bytes)
         for step in operations(model, images)

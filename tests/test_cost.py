@@ -284,6 +284,20 @@ def test_any_torch_model_can_be_counted():
     assert count(siglip).parts["head"]["macs"] > 0
 
 
+def test_channels_are_said_where_the_first_layer_named_is_not_the_first_that_runs():
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last, self.first = nn.Conv2d(8, 4, 1), nn.Conv2d(3, 8, 1)
+
+        def forward(self, x):
+            return self.last(self.first(x))
+
+    assert count(Backwards(), 2, channels=3).macs == 4 * (3 * 8 + 8 * 4)
+    with pytest.raises(RuntimeError, match="channels"):
+        count(Backwards(), 2)
+
+
 def test_the_table_is_always_the_same_text():
     cost = count(deit_small())
     assert repr(cost.table()) == repr(cost) == TABLE

@@ -63,12 +63,12 @@ def nested(values: Tensor) -> list[list[float | None]]:
 def ablation(found: Subject, seen: Trace, tested: int) -> list[dict[str, Any]]:
     """For each head alone: the change of the probability of the right class, and how many answers change."""
     inputs, truth = found.inputs[:tested], found.truth[:tested, None]
-    whole = without(found.model, inputs, [])
+    whole = found.scores(without(found.model, inputs, []))
     layers = []
     for number, layer in enumerate(seen.layers):
         effect, changed = [], []
         for head in range(layer.heads):
-            silent = without(found.model, inputs, [(number, head)])
+            silent = found.scores(without(found.model, inputs, [(number, head)]))
             gained = silent.softmax(dim=1).gather(1, truth) - whole.softmax(dim=1).gather(1, truth)
             effect.append(gained.mean().item())
             changed.append(int((silent.argmax(dim=1) != whole.argmax(dim=1)).sum()))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from labkit import clock
 from labkit.audit.subject import Subject
 from labkit.intervals import paired_difference, wilson
+from labkit.tables import ranged
 
 Row = dict[str, Any]
 
@@ -30,7 +31,7 @@ def change(right: Tensor, before: Tensor) -> Row:
 def times(
     found: Subject, models: Mapping[str, nn.Module | Callable[..., Any]], batch: int, seconds: float
 ) -> dict[str, Row]:
-    """Milliseconds of one batch, and the ratio to the first model, from runs in turns: one thread on a CPU."""
+    """Milliseconds of one batch, and the ratio to the first model, from runs in turns; one thread on a CPU."""
     inputs = found.inputs[:batch]
     if len(inputs) < batch:  # few images: the arithmetic is the same for repeated ones
         inputs = inputs.repeat(-(-batch // len(inputs)), 1, 1, 1)[:batch]
@@ -40,22 +41,23 @@ def times(
     )
     rows = {}
     for name in timing.names:
+        fastest, slowest = timing.interval(name)
         ratio, low, high = timing.ratio(name)
-        rows[name] = {"ms": 1e3 * timing.median(name), "ratio": ratio, "ratio_low": low, "ratio_high": high}
+        rows[name] = {"ms": 1e3 * timing.median(name), "ms_low": 1e3 * fastest, "ms_high": 1e3 * slowest}
+        rows[name] |= {"ratio": ratio, "ratio_low": low, "ratio_high": high}
     return rows
 
 
 def percent(row: Row) -> str:
     """A share with its interval, in words."""
-    return f"{row['share']:.1%} [{row['low']:.1%}, {row['high']:.1%}]"
+    return ranged((row["share"], row["low"], row["high"]), ".1%")
 
 
 def points(row: Row) -> str:
     """A paired difference with its interval, in points."""
-    middle, low, high = (f"{100 * row[name]:+.1f}" for name in ("difference", "difference_low", "difference_high"))
-    return f"{middle} [{low}, {high}]"
+    return ranged((row["difference"], row["difference_low"], row["difference_high"]), "+.1f", times=100)
 
 
 def faster(row: Row) -> str:
     """How many times as fast as the untouched model, in words."""
-    return f"{1 / row['ratio']:.2f} [{1 / row['ratio_high']:.2f}, {1 / row['ratio_low']:.2f}]"
+    return ranged(1 / row[name] for name in ("ratio", "ratio_high", "ratio_low"))

@@ -18,6 +18,7 @@ from labkit.tables import Table
 
 NOTEBOOK = "audit.ipynb"
 WIDE = 24  # characters of the bar
+FEW = 2  # images that show whether it can work
 MOST = {"limit": 100_000, "batch": 10_000}  # more images than these no interval and no machine asks for
 
 
@@ -40,7 +41,7 @@ def refuse(chosen: dict[str, Any]) -> None:
         if chosen.get(name, 0) > most:
             raise LabkitError(f"{name}={chosen[name]}; expected a number of images, {most:,} at most.")
     asked = {name: chosen[name] for name in ("model", "weights", "images", "labels", "batch") if name in chosen}
-    found = subject(**asked, limit=min(chosen.get("limit", 1), 1) or 1)
+    found = subject(**asked, limit=min(chosen.get("limit", 0), FEW) or FEW)
     Audit(found, tolerance=chosen.get("tolerance", 0.01))
     torch_device(chosen.get("device", "auto"))
     check_seed(chosen.get("seed", 0))
@@ -82,13 +83,13 @@ def compare(first: Path, second: Path) -> Table:
 
 
 def column(path: Path, values: dict[str, Any]) -> dict[str, str]:
-    """What one audit says, line by line; the schema leaves the numbers of a section to the section."""
+    """What one audit says, line by line; no schema refuses a number beyond all floats."""
     try:
         what = values["sections"].get("what", {})
         size = {f"{name} (M)": f"{what[name] / 1e6:,.1f}" for name in ("parameters", "macs") if name in what}
         head = {"model": values["model"], "images": str(values["images"])}
         return head | size | untouched(values["word"], what) | choices(values)
-    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except ArithmeticError as error:
         raise LabkitError(f"{path} holds numbers that no audit leaves ({error!r}); run the audit again.") from None
 
 

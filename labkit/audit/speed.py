@@ -21,11 +21,12 @@ from labkit.audit.measure import times
 from labkit.audit.subject import Subject
 from labkit.clock import limit_threads, sample
 from labkit.operations import part_of
-from labkit.tables import Table
+from labkit.tables import Table, ranged
 from labkit.viz import figures
 
 TITLE = "Where the time goes"
 BETWEEN = "between functions"
+MS = ("ms", "ms_low", "ms_high")
 BY_NAME = (
     ("attention", "attention"),
     ("softmax", "attention"),
@@ -38,7 +39,7 @@ BY_NAME = (
 
 
 def measure(found: Subject, fast: bool = False) -> dict[str, Any]:
-    counted = cost.count(found.model, found.size)
+    counted = cost.count(found.model, found.size, channels=3)
     sizes = (1, 8) if fast else (1, 8, 32)
     latency = {
         str(size): times(found, {found.name: found.model}, size, 2.0 if fast else 8.0)[found.name] for size in sizes
@@ -54,7 +55,7 @@ def measure(found: Subject, fast: bool = False) -> dict[str, Any]:
         "device": machine.device,
         "gflops": machine.flops / 1e9,
         "gigabytes_per_second": machine.bandwidth / 1e9,
-        "batches": {size: row["ms"] for size, row in latency.items()},
+        "batches": {size: {name: row[name] for name in MS} for size, row in latency.items()},
         "parts": {name: {"ms": measured[name], "least_ms": least[name]} for name in least if name in measured},
     }
 
@@ -116,7 +117,8 @@ def sentence(values: dict[str, Any]) -> str:
     first = max(values["parts"], key=lambda name: values["parts"][name]["ms"])
     least = sum(part["least_ms"] for part in values["parts"].values())
     batches = ", ".join(
-        f"{ms / int(size):.2f} ms an image in batches of {size}" for size, ms in values["batches"].items()
+        f"{ranged((row[name] for name in MS), times=1 / int(size))} ms an image in batches of {size}"
+        for size, row in values["batches"].items()
     )
     return (
         f"On one thread of {values['device']}: {batches}. The largest part goes to {first} "

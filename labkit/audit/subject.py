@@ -8,25 +8,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from labkit import convert, data, zoo
+from labkit import data
+from labkit.audit.index import Index
 from labkit.audit.labels import right_answers
+from labkit.audit.network import Network, network
 from labkit.data.batch import ImageSet
-from labkit.errors import LabkitError, closest
+from labkit.errors import LabkitError
 from labkit.vit import ViT
 
 SMALL = 128  # pixels of a side, up to which a thousand images take no longer than 64 of 224 pixels
-NO_HEAD = "This model has no head: its largest feature stands in for an answer. Audit it with the head that you use."
+NO_HEAD = (
+    "This model has no head: its answer to an image is the most similar of the other test images, as the untouched "
+    "model sees those, or the class of that image where there are labels."
+)
 SHAPES = ("shapes-vit", "shapes-vit-gap", "shapes-vit-flexi")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """`logits(model)` are the answers to the test images; `inputs` and `calibration` are normalised for the model."""
+    """The model's `scores` of the test images are its answers; `inputs` and `calibration` are normalised for it."""
 
     name: str
     model: nn.Module  # ours where it is a plain ViT, else timm's; in eval mode
@@ -38,6 +43,7 @@ class Subject:
     labelled: bool
     mean: Tensor  # of the pixels the weights were trained with
     std: Tensor
+    index: Index | None = None  # of a model without a head
     batch: int = 8  # images that are timed at once
     notes: tuple[str, ...] = ()  # what the reader of the page has to know about the images
     asked: dict[str, Any] = field(default_factory=dict)  # the arguments of `subject` that made it, without defaults
@@ -60,7 +66,8 @@ class Subject:
     def to(self, device: torch.device) -> Subject:
         tensors = ("inputs", "calibration", "truth", "mean", "std")
         moved: dict[str, Any] = {name: getattr(self, name).to(device) for name in tensors}
-        return replace(self, model=self.model.to(device), images=self.images.to(device), **moved)
+        index = self.index and self.index.to(device)
+        return replace(self, model=self.model.to(device), images=self.images.to(device), index=index, **moved)
 
     def normal(self, pixels: Tensor) -> Tensor:
         """Pixels in [0, 1] as the model reads them."""
@@ -68,7 +75,12 @@ class Subject:
 
     def right(self, model: nn.Module | None = None, inputs: Tensor | None = None) -> Tensor:
         """(n,) bool: which test images the model answers rightly."""
-        return logits(model or self.model, self.inputs if inputs is None else inputs).argmax(dim=1) == self.truth
+        out = logits(model or self.model, self.inputs if inputs is None else inputs)
+        return self.scores(out).argmax(dim=1) == self.truth
+
+    def scores(self, out: Tensor) -> Tensor:
+        """(n, answers): how much speaks for each answer, from what a model says of the first n test images."""
+        return out if self.index is None else self.index.scores(out)
 
 
 def normalised(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -100,11 +112,14 @@ def subject(
     test, calibration, notes = pictures(model, images, net, limit, seed)
 
     inputs = normalised(test.images, net.mean, net.std)
-    answers = logits(net.model, inputs)
-    if not answers.isfinite().all():
+    out = logits(net.model, inputs)
+    if not out.isfinite().all():
         raise LabkitError(f"{model} answers with NaN or infinite numbers: its weights are damaged; fetch them again.")
-    truth, why = right_answers(test, labels, answers.shape[1])
+    truth, why = right_answers(test, labels, 0 if net.headless else out.shape[1])
     labelled = truth is not None
+    index = Index.of(out, truth) if net.headless else None
+    if truth is None:
+        truth = (out if index is None else index.scores(out)).argmax(dim=1)
     return Subject(
         name=model,
         model=net.model,
@@ -112,69 +127,15 @@ def subject(
         images=test,
         inputs=inputs,
         calibration=normalised(calibration, net.mean, net.std),
-        truth=answers.argmax(dim=1) if truth is None else truth,
+        truth=truth,
         labelled=labelled,
+        index=index,
         batch=batch,
         mean=net.mean,
         std=net.std,
-        notes=(*([NO_HEAD] if net.features else []), *notes, *([why] if why else []), *test.skipped),
+        notes=(*([NO_HEAD] if net.headless else []), *notes, *([why] if why else []), *test.skipped),
         asked={name: value for name, value in asked.items() if value != signature(subject).parameters[name].default},
     )
-
-
-class Network(NamedTuple):
-    """A model, and the images that it was made for."""
-
-    model: nn.Module
-    plain: str  # empty, or why it is not a plain ViT
-    mean: Tensor
-    std: Tensor
-    size: int
-    crop: float = 1.0  # the share of an image's shorter side that is cut out of its centre
-    features: bool = False  # it has no head, and no classes
-
-
-def network(name: str, weights: str) -> Network:
-    """What is audited, with the pixels it expects; damaged weights and unknown names are refused."""
-    if name in zoo.SPECS or name.endswith(".safetensors"):
-        if weights:
-            raise LabkitError(f"{name} brings its own weights; leave --weights out, or name a model of timm.")
-        net = zoo.load(name).eval()
-        return Network(net, "", torch.zeros(3), torch.ones(3), side(net))
-    import timm
-
-    timm_name = name.removeprefix("timm:")
-    if not timm.is_model(timm_name.partition(".")[0]):
-        known = [*zoo.SPECS, *timm.list_models()]
-        raise LabkitError(
-            f'The model "{name}" is unknown; expected one of {", ".join(zoo.SPECS)}, a name of timm, or a .safetensors '
-            f"file that labkit.save wrote.{closest(timm_name, known)}"
-        )
-    theirs = convert.create(timm_name, not weights, weights or None, {}).eval()
-    if bad := damaged(theirs):
-        raise LabkitError(
-            f"{len(bad)} tensors of {weights or name} hold NaN or infinite numbers, the first is {bad[0]}."
-        )
-    config: Any = theirs.pretrained_cfg
-    channels, height, width = config["input_size"]
-    if channels != 3 or height != width:
-        raise LabkitError(f"{name} reads {channels}×{height}×{width} pixels; an audit shows square images in colour.")
-    pixels = torch.tensor(config["mean"]), torch.tensor(config["std"])
-    how = *pixels, int(width), float(config["crop_pct"]), getattr(theirs, "num_classes", None) == 0
-    try:
-        return Network(ViT.from_timm(theirs).eval(), "", *how)
-    except LabkitError as reason:
-        return Network(theirs, str(reason), *how)
-
-
-def damaged(model: nn.Module) -> list[str]:
-    """Parameters with a number that is none; a buffer may be meant to be infinite, as a mask is."""
-    return [name for name, value in model.named_parameters() if not value.isfinite().all()]
-
-
-def side(model: ViT) -> int:
-    proj: Any = getattr(model.patch_embed, "proj", None)
-    return int(model.grid[0] * proj.stride[0])
 
 
 def pictures(name: str, path: str, net: Network, limit: int, seed: int) -> tuple[ImageSet, Tensor, list[str]]:

@@ -16,7 +16,7 @@ TITLE = "What it is"
 
 
 def measure(found: Subject, fast: bool = False) -> dict[str, Any]:
-    counted = cost.count(found.model, found.size)
+    counted = cost.count(found.model, found.size, channels=3)
     parts = {name: part for name, part in counted.parts.items() if any(part.values())}
     return {
         "name": found.name,
@@ -29,12 +29,9 @@ def measure(found: Subject, fast: bool = False) -> dict[str, Any]:
         "images": len(found.inputs),
         "classes_seen": len(found.truth.unique()),
         "notes": list(found.notes),
-    } | kept(found)
-
-
-def kept(found: Subject) -> dict[str, Any]:
-    """How the answers are judged, and how the untouched model does."""
-    return {"word": found.word, "untouched": share(found.right())}
+        "word": found.word,
+        "untouched": share(found.right()),
+    }
 
 
 def table(values: dict[str, Any]) -> Table:

@@ -11,8 +11,10 @@ from timm.data import create_transform
 from torch import nn
 
 from labkit import convert, paths
+from labkit.audit.index import Index
 from labkit.audit.labels import class_numbers
-from labkit.audit.subject import Network, damaged, pictures, subject
+from labkit.audit.network import Network, damaged
+from labkit.audit.subject import pictures, subject
 from labkit.errors import LabkitError
 
 TINY = {"vit_tiny_patch16_224": {}, "convnext_atto": {}}
@@ -198,9 +200,45 @@ def test_a_file_with_two_answers_is_refused_and_said_twice_is_not(photos, tmp_pa
         subject(images=photos(), labels=str(table), limit=4)
 
 
-def test_a_model_without_a_head_is_told_to_be_one(monkeypatch):
-    monkeypatch.setattr(convert, "create", lambda *how: timm.create_model("test_vit", num_classes=0))
-    assert subject("test_vit", "mine.safetensors").notes[0].startswith("This model has no head")
+@pytest.fixture
+def headless(monkeypatch):
+    torch.manual_seed(0)
+    net = timm.create_model("test_vit", num_classes=0)
+    monkeypatch.setattr(convert, "create", lambda *how: net)
+
+
+def test_a_model_without_a_head_answers_with_the_nearest_other_image(headless):
+    found = subject("test_vit", "mine.safetensors")
+    assert found.notes[0].startswith("This model has no head") and found.word == "agreement"
+    features = found.model(found.inputs)
+    alike = torch.cosine_similarity(features[:, None], features[None], dim=2)
+    alike.fill_diagonal_(-1)
+    assert found.truth.equal(alike.argmax(dim=1)) and found.right().all()
+    assert found.right(lambda x: found.model(x).roll(1, dims=0)).double().mean() < 0.5  # everybody another's features
+    assert found.right(lambda x: 3 * found.model(x)).all()  # directions count, lengths do not
+
+
+def test_with_labels_a_model_without_a_head_answers_with_a_class(headless, photos, tmp_path):
+    in_folders = subject("test_vit", "mine.safetensors", photos({"cats": 10, "dogs": 10}), limit=8)
+    assert in_folders.labelled and set(in_folders.truth.tolist()) == {0, 1}
+    (tmp_path / "flat").mkdir()
+    for path in (tmp_path / "photos" / "cats").iterdir():
+        path.rename(tmp_path / "flat" / path.name)
+    table = tmp_path / "labels.csv"
+    table.write_text("".join(f"{i:02d}.png,{7_000_000 * (i % 2)}\n" for i in range(10)))
+    by_file = subject("test_vit", "mine.safetensors", str(tmp_path / "flat"), str(table), limit=8)
+    assert by_file.labelled and set(by_file.truth.tolist()) == {0, 1}
+
+
+def test_the_score_of_an_answer_is_that_of_its_nearest_image():
+    features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [-1.0, 0.0]])
+    index = Index.of(features, torch.tensor([0, 1, 1, 0]))
+    root = 0.5**0.5
+    expected = torch.tensor([[-1.0, root], [0.0, root], [root, root], [-1.0, 0.0]])
+    assert torch.allclose(index.scores(features) * 0.07, expected, atol=1e-6)
+    assert index.scores(features[:2]).equal(index.scores(features)[:2])
+    with pytest.raises(LabkitError, match="two images or more"):
+        Index.of(features[:1], None)
 
 
 def test_what_a_model_means_to_be_infinite_is_no_damage():
