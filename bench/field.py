@@ -60,7 +60,7 @@ class Plan:
     quick: bool = False
 
 
-FULL, QUICK = Plan(), Plan(("tiny", "small"), (1, 8), 5, 0.0, 2, quick=True)
+FULL, QUICK = Plan(), Plan(("small",), (1, 8), 5, 0.0, 2, quick=True)
 
 
 def places(gpu: bool | None = None) -> list[Place]:
