@@ -10,7 +10,7 @@ import shlex
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from labkit.audit.subject import Subject
+from labkit.audit.subject import NO_HEAD, Subject
 from labkit.tables import Table
 from labkit.tracing.record import trace
 from labkit.viz import page
@@ -62,7 +62,7 @@ def whole(audit: Audit) -> str:
         told["looks"] += f'<section id="explore"><h2>Look for yourself</h2>{shown.body}</section>'
     verdict = f'<p class="verdict" role="status">{escape(advice["sentence"])}</p>'
     evidence = told.pop(FIRST, "") if advice.get("choice") else ""
-    parts = [verdict, contents(audit), guide(found.word), evidence, *told.values(), repeat(audit, advice), notes(audit)]
+    parts = [verdict, contents(audit), guide(found), evidence, *told.values(), repeat(audit, advice), notes(audit)]
     style = STYLE + (shown.style if shown else "")
     return page.document(f"Audit of {found.name}", "\n".join(parts), style, shown.script if shown else "")
 
@@ -77,8 +77,9 @@ def contents(audit: Audit) -> str:
     return f"<nav>{' · '.join(links)}</nav>"
 
 
-def guide(word: str) -> str:
-    lines = "".join(f"<li>{escape(line)}</li>" for line in (WORDS[word], *GUIDE))
+def guide(found: Subject) -> str:
+    told = (*([] if found.index is None else [NO_HEAD]), WORDS[found.word], *GUIDE)
+    lines = "".join(f"<li>{escape(line)}</li>" for line in told)
     return f"<details><summary>How to read this page</summary><ul>{lines}</ul></details>"
 
 

@@ -40,7 +40,7 @@ def table(values: dict[str, Any]) -> Table:
     total = {column: sum(part[column] for part in values["parts"].values()) for column in cost.COLUMNS}
     for name, part in [*values["parts"].items(), ("total", total)]:
         mac = part["macs"] / max(values["macs"], 1)
-        sizes = [f"{part[column] / 1e6:.3f}" for column in ("params", "macs", "weight_bytes", "activation_bytes")]
+        sizes = [f"{part[column] / 1e6:,.3f}" for column in ("params", "macs", "weight_bytes", "activation_bytes")]
         rows.append([name, *sizes, f"{mac:.1%}"])
     headers = ["part", "parameters (M)", "MACs (M)", "weights (MB)", "activations (MB)", "share of MACs"]
     return Table(headers, rows, [False, *[True] * 5])

@@ -10,10 +10,12 @@ import shlex
 from dataclasses import replace
 
 import pytest
+import torch
 
 from labkit import cli
 from labkit.audit import bits, looks, page
 from labkit.audit.audit import Audit
+from labkit.audit.index import Index
 from labkit.audit.subject import subject
 from labkit.errors import LabkitError
 from labkit.stack import Stack
@@ -62,6 +64,12 @@ def test_a_section_that_fails_says_why_and_only_our_own_mistakes_stop_the_audit(
 def test_without_labels_nothing_is_called_accuracy(audit):
     without = Audit(replace(audit.found, labelled=False))
     assert "accuracy" in page.whole(audit) and "accuracy" not in page.whole(without)
+
+
+def test_the_guide_tells_what_an_answer_without_a_head_is(audit):
+    index = Index.of(torch.eye(len(audit.found.inputs)), None)
+    assert "has no head" in page.guide(replace(audit.found, index=index))
+    assert "has no head" not in page.guide(audit.found)
 
 
 def test_the_choices_come_first_where_there_is_one(audit):
