@@ -5,6 +5,7 @@ Tokens with a large norm and no patch of interest are counted too ("Vision Trans
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from labkit.viz import figures
 TITLE = "What it looks at"
 ALIKE = 0.9  # linear CKA above which two heads are told as alike
 IDLE = 0.005  # of the probability of the right class
+FEWEST = 4  # images with which a head is silenced
 
 
 def measure(found: Subject, fast: bool = False) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def measure(found: Subject, fast: bool = False) -> dict[str, Any]:
     if odd := headless(seen):
         return {"layers": [], "why": f"images and heads cannot be told apart in the attention of {odd[0]}"}
     entropy, distance = (nested(part) for part in head_measures(seen)[1:3])
-    tested = min(len(found.inputs), 32 if max(found.size) <= SMALL else 16)  # each as often as there are heads
+    tested = affordable(found, seen, 20.0 if fast else 120.0)
     effects = ablation(found, seen, tested)
     layers = [
         {
@@ -52,7 +54,20 @@ def measure(found: Subject, fast: bool = False) -> dict[str, Any]:
 def headless(seen: Trace) -> list[str]:
     """Layers whose maps are no (images, heads, queries, keys): seen from outside, some models fold two of these."""
     unknown = [i for i, layer in enumerate(seen.layers) if layer.kind == "unknown"]
-    return [seen.layers[i].name for i in unknown if seen.attention[i].ndim < 4]
+    maps = {seen.layers[i].name: seen.attention[i] for i in unknown}
+    return [name for name, found in maps.items() if found.ndim < 4 or len(found) != len(seen.images)]
+
+
+def affordable(found: Subject, seen: Trace, seconds: float) -> int:
+    """With how many images each head can be silenced in about so many seconds: not fewer than FEWEST."""
+    taken = []
+    for _ in range(2):  # the first warms up
+        begin = time.perf_counter()
+        without(found.model, found.inputs[:1], [])
+        taken.append(time.perf_counter() - begin)
+    once = min(taken) * sum(layer.heads for layer in seen.layers)
+    most = 32 if max(found.size) <= SMALL else 16
+    return min(len(found.inputs), most, max(FEWEST, int(seconds / once)))
 
 
 def nested(values: Tensor) -> list[list[float | None]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -18,6 +19,7 @@ from labkit.audit.audit import PLAIN_ONLY, SECTIONS, Audit
 from labkit.audit.subject import Subject
 from labkit.data import shapes
 from labkit.errors import LabkitError
+from labkit.tracing.record import trace
 from labkit.vit import ViT
 
 SMALL = {"img_size": 64, "depth": 2}
@@ -91,6 +93,18 @@ def test_attention_whose_heads_are_folded_into_images_is_not_told_head_by_head()
     values = looks.measure(replace(found, model=theirs, inputs=pictures), fast=True)
     assert values["layers"] == [] and "images and heads cannot be told apart" in looks.sentence(values)
     assert looks.table(values).rows == [] and looks.figure(values).axes
+    layer = SimpleNamespace(name="halo", kind="unknown")
+    blocked = SimpleNamespace(layers=[layer], attention=[torch.zeros(6, 4, 9, 16)], images=pictures[:2])
+    assert looks.headless(blocked) == ["halo"], "two images, three heads, four blocks: blocks are no heads"
+
+
+def test_large_models_are_asked_about_fewer_images_without_each_head():
+    found = subject_of("test_vit2", **SMALL)
+    many = replace(found, inputs=found.inputs[:1].repeat(40, 1, 1, 1))
+    seen = trace(many.model, many.inputs[:2])
+    assert looks.affordable(many, seen, 1e-9) == looks.FEWEST
+    assert looks.affordable(many, seen, 1e9) == 32
+    assert looks.affordable(replace(many, inputs=many.inputs[:3]), seen, 1e-9) == 3
 
 
 def test_what_stays_in_floats_is_named_and_norms_without_a_bias_are_not_shifted():
