@@ -93,7 +93,7 @@ def parser() -> Parser:
         metavar="KIND", required=True
     )
     add = reports.add_parser("lesson", help="a lesson of the course, with other parameters")
-    add.add_argument("name", metavar="NAME", help="as in 00_start_here")
+    add.add_argument("name", metavar="NAME", help="00_start_here, or 0")
     add.add_argument("-p", dest="parameter", metavar="name=value", action="append", default=[])
     add.add_argument(
         "--parameters", metavar="FILE", type=Path, help="a JSON object of parameters, as lesson 11 exports; -p wins"

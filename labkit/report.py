@@ -30,11 +30,11 @@ def lesson(
 ) -> Path:
     """Runs a lesson with `values` (as typed) and, where they say nothing, those of a JSON file; returns the page.
 
-    It leaves OUT/NAME.ipynb and OUT/NAME.html.
+    It leaves the notebook and the page in `out`, by the lesson's whole name.
     """
     source = find(name)
     chosen = parameters(source, values, {} if file is None else choices.read_object(file))
-    notebook, page = out / f"{name}.ipynb", out / f"{name}.html"
+    notebook, page = out / source.name, out / f"{source.stem}.html"
     prepare(source, notebook, page, force=force)
     execute(source, notebook, chosen, paths.NOTEBOOKS)
     try:
@@ -46,12 +46,13 @@ def lesson(
 
 
 def find(name: str) -> Path:
-    folder = paths.need(paths.NOTEBOOKS)
-    source = folder / f"{name}.ipynb"
-    if not source.is_file():
-        known = sorted(p.stem for p in folder.glob("*.ipynb"))
+    """A lesson by its name, or by its number."""
+    known = {path.stem: path for path in sorted(paths.need(paths.NOTEBOOKS).glob("*.ipynb"))}
+    number = f"{int(name):02d}_" if name.isdecimal() and len(name) < 3 else None
+    chosen = [path for stem, path in known.items() if stem == name or (number and stem.startswith(number))]
+    if not chosen:
         raise LabkitError(f'There is no lesson "{name}".{closest(name, known)} There are: {", ".join(known)}.')
-    return source
+    return chosen[0]
 
 
 def parameters(source: Path, values: dict[str, str], told: dict[str, Any] | None = None) -> dict[str, Any]:

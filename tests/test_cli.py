@@ -159,6 +159,17 @@ def test_parameters_take_the_kind_of_their_defaults(course):
     }
 
 
+@pytest.mark.parametrize("name", ["0", "00", "00_start_here"])
+def test_a_lesson_is_known_by_its_number_too(course, name):
+    assert report.find(name) == course / "00_start_here.ipynb"
+
+
+@pytest.mark.parametrize("name", ["1", "000", "-0", "", "*"])
+def test_a_number_without_a_lesson_is_refused(course, name):
+    with pytest.raises(LabkitError, match="There is no lesson"):
+        report.find(name)
+
+
 def test_a_report_names_the_nearest_lesson_and_never_overwrites_one(course, tmp_path):
     with pytest.raises(LabkitError, match=r'no lesson "00_start"[.] Did you mean "00_start_here"'):
         report.lesson("00_start", {})
