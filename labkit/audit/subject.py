@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labkit import data
+from labkit import data, zoo
 from labkit.audit.index import Index
 from labkit.audit.labels import right_answers
 from labkit.audit.network import Network, network
@@ -26,7 +26,6 @@ NO_HEAD = (
     "This model has no head: its answer to an image is the most similar of the other test images, as the untouched "
     "model sees those, or the class of that image where there are labels."
 )
-SHAPES = ("shapes-vit", "shapes-vit-gap", "shapes-vit-flexi")
 
 
 @dataclass(frozen=True)
@@ -140,14 +139,23 @@ def subject(
 
 def pictures(name: str, path: str, net: Network, limit: int, seed: int) -> tuple[ImageSet, Tensor, list[str]]:
     """(test images, calibration images, what to know about them)."""
-    if name in SHAPES and not path:
-        return data.shapes("test", limit, seed=seed), data.shapes("train", 64, start=10_000_000).images, []
+    if name in zoo.SPECS and not path:
+        return *held_out(name, limit, seed), []
     around = int(net.size / net.crop)  # rounded down, as timm does it
     if path:
         return split(centre(data.folder(path, around, limit + calibration_size(limit), seed), net.size), limit)
     shown = centre(data.samples(around), net.size)
     note = "No images were named: these are the ten pictures that ship with labkit, and none of them has a label."
     return shown[: min(limit, len(shown))], shown.images, [note]
+
+
+def held_out(name: str, limit: int, seed: int) -> tuple[ImageSet, Tensor]:
+    """Images that a shipped model has not been trained on, and others for calibration."""
+    if name == "digits-vit":
+        found = data.digits("val")
+        drawn = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))[:limit]
+        return found[drawn], data.digits("train").images[:64]
+    return data.shapes("test", limit, seed=seed), data.shapes("train", 64, start=10_000_000).images
 
 
 def centre(images: ImageSet, size: int) -> ImageSet:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from timm.data import create_transform
 from torch import nn
 
-from labkit import convert, paths
+from labkit import convert, data, paths
 from labkit.audit.index import Index
 from labkit.audit.labels import class_numbers
 from labkit.audit.network import Network, damaged
@@ -51,6 +51,14 @@ def test_nothing_named_is_the_shipped_model_with_labels():
     assert (found.name, found.labelled, found.word, found.plain) == ("shapes-vit", True, "accuracy", "")
     assert len(found.inputs) == len(found.truth) == 12 and found.right().float().mean() > 0.8
     assert not any(image.equal(other) for image in found.calibration for other in found.inputs)
+
+
+def test_the_model_of_digits_reads_digits_that_it_was_not_trained_on():
+    found = subject("digits-vit", limit=40)
+    assert found.word == "accuracy" and found.right().float().mean() > 0.9
+    trained_on = {image.numpy().tobytes() for image in data.digits("train").images}
+    assert not any(image.numpy().tobytes() in trained_on for image in found.images.images)
+    assert not found.inputs.equal(subject("digits-vit", limit=40, seed=1).inputs)
 
 
 def test_a_plain_model_of_timm_is_rebuilt_and_gives_its_answers(weights, photos):
