@@ -37,11 +37,6 @@ IMAGES = oblong.images(6)
 SENTENCE = "The 8-bit kernel is missing (a test took it away); computed in float64."
 
 
-@pytest.fixture(scope="module")
-def model() -> ViT:
-    return oblong.model()
-
-
 @pytest.fixture(scope="module", params=RECIPES)
 def both(request, model) -> tuple[ViT, ViT]:
     """Simulated, and on kernels."""
