@@ -25,7 +25,7 @@ from labkit.viz import figures
 TITLE = "What it looks at"
 ALIKE = 0.9  # linear CKA above which two heads are told as alike
 IDLE = 0.005  # of the probability of the right class
-FEWEST = 4  # images with which a head is silenced
+FEWEST = 2  # images with which a head is silenced
 
 
 def measure(found: Subject, fast: bool = False) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def test_large_models_are_asked_about_fewer_images_without_each_head():
     seen = trace(many.model, many.inputs[:2])
     assert looks.affordable(many, seen, 1e-9) == looks.FEWEST
     assert looks.affordable(many, seen, 1e9) == 32
-    assert looks.affordable(replace(many, inputs=many.inputs[:3]), seen, 1e-9) == 3
+    assert looks.affordable(replace(many, inputs=many.inputs[:1]), seen, 1e-9) == 1
 
 
 def test_what_stays_in_floats_is_named_and_norms_without_a_bias_are_not_shifted():
