@@ -55,7 +55,9 @@ def audit(args: argparse.Namespace) -> int:
     values = pairs(args.parameter) | {name: value for name, value in named.items() if value is not None}
     if args.fast:
         values["fast"] = "True"
-    print(run.audit(values, args.out, args.force))
+    page = run.audit(values, args.out, args.force)
+    print(run.verdict(page))
+    print(page)
     return 0
 
 

@@ -35,6 +35,11 @@ def audit(values: dict[str, str], out: Path, force: bool) -> Path:
     return page
 
 
+def verdict(page: Path) -> str:
+    """The sentence to act on, of the audit that left this page."""
+    return str(read(page.with_suffix(".json"))["recommendation"]["sentence"])
+
+
 def refuse(chosen: dict[str, Any]) -> None:
     """Whatever cannot work says so before anything is written."""
     for name, most in MOST.items():

@@ -36,7 +36,8 @@ def left(tmp_path_factory):
 
 def test_it_leaves_a_page_the_numbers_and_the_notebook_and_says_how_far_it_is(left):
     out, done = left
-    assert done.stdout.strip() == str(out / "audit.html")
+    sentence = read(out / "audit.json")["recommendation"]["sentence"]
+    assert done.stdout.splitlines() == [sentence, str(out / "audit.html")]
     assert sorted(path.name for path in out.iterdir()) == ["audit.html", "audit.ipynb", "audit.json"]
     assert all(line.startswith(("[#", "[-")) for line in done.stderr.splitlines()), "nothing but the bar"
     assert [line.split("] ")[1] for line in done.stderr.splitlines()] == ["images", *SECTIONS, "page"]
