@@ -11,17 +11,20 @@ from pathlib import Path
 
 from labkit.errors import LabkitError
 from tests.hostile import Case, Cases, Impossible, books, command
+from tests.hostile.tables import AUDIT as WHOLE
 
 SIZE = 2048  # kB
 # The report that is asked for, and kB that are free when it begins: with the last of them it is made.
 AUDIT = (("audit", "--fast", "-p", "limit=2"), (0, 24, 48, 72, 136))  # notebook 27, numbers 30, page 45
 LESSON = (("lesson", books.LESSON), (0, 200, SIZE))  # notebook 21, page 300
 PRINT = 'print("{part}" * 300)'
-WRITE = """
+WRITE = f"""
+import json
 from pathlib import Path
 from labkit import files
-print("{part}" * 300)
-files.replace(Path(out) / "audit.json", '{"numbers": "' + "7" * 30_000 + '"}')
+print("{{part}}" * 300)
+told = {WHOLE | {"sections": {}}} | dict(notes=["7" * 30_000])
+files.replace(Path(out) / "audit.json", json.dumps(told))
 files.replace(Path(out) / "audit.html", "<html>" + "p" * 45_000 + "</html>")
 """
 
