@@ -94,25 +94,27 @@ def check_package() -> None:
 def launch() -> tuple[float, float]:
     """JupyterLab answers and hands out the first lesson: after how many seconds, with how many bytes."""
     root_user = ["--allow-root"] if os.geteuid() == 0 else []
-    info = OUT / "server.json"  # the port is Jupyter's to choose: one we found free may be given to others meanwhile
-    lab = ["jupyter", "lab", "--no-browser", "--ip=127.0.0.1", f"--ServerApp.info_file={info}"]
+    # The port is Jupyter's to choose, and it tells which: one that we found free may be given to others meanwhile.
+    lab = ["jupyter", "lab", "--no-browser", "--ip=127.0.0.1"]
     command, start = [str(CLONE / "binder" / "start"), *lab, *root_user], time.monotonic()
     with (OUT / "lab.log").open("w") as log:
-        server = subprocess.Popen(command, cwd=CLONE, env=environment(), stdout=log, stderr=subprocess.STDOUT)
+        told = environment() | {"JUPYTER_RUNTIME_DIR": str(OUT / "runtime")}
+        server = subprocess.Popen(command, cwd=CLONE, env=told, stdout=log, stderr=subprocess.STDOUT)
     try:
-        while not answers(info, "status"):
+        while not answers("status"):
             assert server.poll() is None and time.monotonic() - start < 120, (OUT / "lab.log").read_text()[-3000:]
             time.sleep(0.2)
         seconds = time.monotonic() - start
-        assert answers(info, f"contents/notebooks/{LESSONS[0]}.ipynb")
+        assert answers(f"contents/notebooks/{LESSONS[0]}.ipynb")
         return seconds, peak_memory(server.pid)
     finally:
         server.terminate()
         server.wait(timeout=30)
 
 
-def answers(info: Path, path: str) -> bool:
+def answers(path: str) -> bool:
     try:
+        info = next((OUT / "runtime").glob("jpserver-*.json"), OUT / "runtime" / "none")
         url = f"http://127.0.0.1:{json.loads(info.read_text())['port']}/api/{path}"
         head = {"Authorization": f"token {TOKEN}"}
         with urllib.request.urlopen(urllib.request.Request(url, headers=head), timeout=5) as reply:

@@ -13,17 +13,23 @@ from labkit.data.batch import ImageSet
 from labkit.errors import LabkitError
 
 ANY = 10**9  # more classes than there are
+ONE = (
+    "All images have the same label, which any image alike has too: shares are of agreement with the untouched model, "
+    "not of accuracy."
+)
 
 
 def right_answers(test: ImageSet, labels: str, classes: int) -> tuple[Tensor | None, str]:
     """(the label of each image, or None; why there are none); 0 classes: it has no head, and any labels will do."""
-    if labels:
-        truth = from_csv(Path(labels), test, classes or ANY)
-        return (truth if classes else truth.unique(return_inverse=True)[1]), ""
-    if test.labels is None:
+    if not labels and test.labels is None:
         return None, "The images have no labels: shares are of agreement with the untouched model, not of accuracy."
     if not classes:
-        return test.labels, ""
+        truth = from_csv(Path(labels), test, ANY) if labels else test.labels
+        assert truth is not None
+        kinds, numbers = truth.unique(return_inverse=True)
+        return (numbers, "") if len(kinds) > 1 else (None, ONE)
+    if labels:
+        return from_csv(Path(labels), test, classes), ""
     known = class_numbers(test.names, classes)
     if known is None:
         return None, (

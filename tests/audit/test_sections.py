@@ -57,6 +57,7 @@ def test_the_time_of_the_parts_is_the_time_of_the_whole(audit):
     parts = {name: part["ms"] for name, part in values["parts"].items()}
     assert {"mlp", "qkv", "attention", "proj", "norms", "patch", "head"} <= set(parts)
     assert max(parts, key=parts.get) == "mlp" and all(ms >= 0 for ms in parts.values())
+    assert all(row["ms_low"] <= row["ms"] <= row["ms_high"] for row in values["batches"].values())
     assert 0.3 < sum(parts.values()) / values["batches"]["1"]["ms"] < 3
     assert 0 < sum(part["least_ms"] for part in values["parts"].values()) < sum(parts.values())
 

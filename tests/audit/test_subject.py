@@ -238,6 +238,12 @@ def test_with_labels_a_model_without_a_head_answers_with_a_class(headless, photo
     assert by_file.labelled and set(by_file.truth.tolist()) == {0, 1}
 
 
+def test_one_label_for_all_says_nothing_of_a_model_without_a_head(headless, photos):
+    found = subject("test_vit", "mine.safetensors", photos({"all": 20}), limit=8)
+    assert found.word == "agreement" and any("the same label" in note for note in found.notes)
+    assert len(found.truth.unique()) > 1
+
+
 def test_the_score_of_an_answer_is_that_of_its_nearest_image():
     features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [-1.0, 0.0]])
     index = Index.of(features, torch.tensor([0, 1, 1, 0]))
