@@ -6,8 +6,9 @@ that stays is a whole one: that of the last cell for which there was room.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,15 @@ def engine(notebook: Path, told: Told | None) -> Any:
     from papermill.engines import Engine
 
     class Client(PapermillNotebookClient):  # type: ignore[misc]
-        def papermill_execute_cells(self) -> None:
-            try:
-                super().papermill_execute_cells()
-            except BaseException:
-                self.shutdown_kernel = "immediate"  # whoever stops it in a cell neither waits for it nor hears of it
-                raise
+        @contextlib.contextmanager
+        def setup_kernel(self, **how: Any) -> Iterator[None]:
+            with super().setup_kernel(**how):
+                try:
+                    yield
+                except BaseException:
+                    self.shutdown_kernel = "immediate"  # whoever stops it neither waits for it nor hears of it
+                    raise
+                farewell(self.km)
 
     class Whole(Engine):  # type: ignore[misc]
         @classmethod
@@ -81,6 +85,18 @@ def engine(notebook: Path, told: Told | None) -> Any:
             Client(manager, kernel_name=kernel_name, config=encrypted(), log=silent()).execute()
 
     return Whole
+
+
+def farewell(kernel: Any) -> None:
+    """Ends a kernel that is done. nbclient would interrupt it first, and one that has answered its last cell but not
+    yet put its handlers back says on our error stream that it was."""
+    from nbclient.util import ensure_async, run_sync
+
+    async def end() -> None:
+        await ensure_async(kernel.request_shutdown())
+        await ensure_async(kernel.finish_shutdown())
+
+    run_sync(end)()
 
 
 def encrypted() -> Any:

@@ -7,10 +7,11 @@ parameters is named once.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,18 @@ def problems_of(item: pytest.Item) -> Iterator[str]:
                 f"{item.nodeid}: {paper!r} is not a catalogue id; expected S and three digits, "
                 'as in @pytest.mark.paper("S207").'
             )
+
+
+@pytest.fixture
+def silence(capfd: pytest.CaptureFixture) -> Callable[[], None]:
+    """Asserts that nothing was written to either stream since the test began."""
+    gc.collect()  # tasks and sockets that earlier tests left behind complain when they are collected
+    capfd.readouterr()
+
+    def check() -> None:
+        assert capfd.readouterr() == ("", "")
+
+    return check
 
 
 class PaperOutcomes:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 
 from labkit import execute, files
@@ -22,13 +20,27 @@ def run(tmp_path):
     return call
 
 
-def test_all_of_it_is_kept_and_nothing_is_said_beside(run, tmp_path, capfd):
+def test_all_of_it_is_kept_and_nothing_is_said_beside(run, tmp_path, silence):
     told = []
-    gc.collect()  # tasks and sockets that earlier tests left behind complain when they are collected
-    capfd.readouterr()
     run("a = 1", "print(a)", told=lambda done, of, tags: told.append((done, of)))
     assert books.outputs(tmp_path / "left.ipynb") == "1\n" and told == [(0, 2), (1, 2)]
-    assert capfd.readouterr() == ("", "")
+    silence()
+
+
+def test_a_kernel_that_has_answered_and_not_yet_finished_is_not_interrupted(run, silence):
+    cell = """
+import time
+handlers = get_ipython().kernel.shell_handlers
+answer = handlers["kernel_info_request"]
+
+async def slow(*message):
+    await answer(*message)
+    time.sleep(0.5)
+
+handlers["kernel_info_request"] = slow
+"""
+    run(cell)
+    silence()
 
 
 def test_a_cell_that_breaks_is_named(run, tmp_path):
@@ -40,11 +52,11 @@ def test_a_cell_that_breaks_is_named(run, tmp_path):
     assert books.outputs(tmp_path / "left.ipynb") == "1\n"
 
 
-def test_a_process_that_dies_is_a_sentence(run, tmp_path, capfd):
+def test_a_process_that_dies_is_a_sentence(run, tmp_path, silence):
     with pytest.raises(LabkitError, match=r"The process that ran book died, .* memory .* is in .*left.ipynb"):
         run("print(1)", "import os; os.kill(os.getpid(), 9)")
     assert books.outputs(tmp_path / "left.ipynb") == "1\n"
-    assert capfd.readouterr().err == ""
+    silence()
 
 
 def test_ctrl_c_says_where_it_is(run, tmp_path):
