@@ -104,7 +104,8 @@ class Audit:
         rows = self.candidates()
         if not rows:
             return {"verdict": "not measured", "sentence": "No choice was measured, so none is recommended."}
-        return recommend(rows, len(self.found.inputs), self.found.word, self.tolerance)
+        untried = sum(section.values.get("untried", 0) for section in self.sections.values())
+        return recommend(rows, len(self.found.inputs), self.found.word, self.tolerance, untried)
 
     def values(self) -> dict[str, Any]:
         """Everything that was measured, as `schema.json` describes it."""

@@ -3,8 +3,9 @@
 A choice is promising when the loss that was measured lies within `tolerance`. The best of many is flattered, as luck
 helped to choose it. So it is proven only when a larger loss is so unlikely that not one of all choices is called proven
 wrongly, with a chance of error of 2.5 % for all of them together ("A Simple Sequentially Rejective Multiple Test
-Procedure", 1979). Speed counts where the interval of its ratio lies below 1. With few images nothing is unlikely
-enough: then the verdict says so, and how many it would take.
+Procedure", 1979). Those that the same images kept from being tried are choices too. Speed counts where the interval
+of its ratio lies below 1. With few images nothing is unlikely enough: then the verdict says so, and how many it would
+take.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ from labkit.audit.measure import Row, faster, points
 ERROR = 0.025  # as much as lies below a 95 % interval
 
 
-def recommend(rows: list[Row], images: int, word: str, tolerance: float = 0.01) -> dict[str, Any]:
-    """From the rows of all candidates (name, describe, difference and ratio with intervals) to a verdict."""
+def recommend(rows: list[Row], images: int, word: str, tolerance: float = 0.01, untried: int = 0) -> dict[str, Any]:
+    """From the rows of all candidates (name, describe, difference and ratio with intervals) to a verdict.
+
+    `untried` more would have been candidates, had their parts done as well on these images as those of others.
+    """
     quick = sorted((row for row in rows if row["ratio_high"] < 1), key=lambda row: row["ratio"])
-    sure = proven(quick, tolerance)
+    choices = len(quick) + untried
+    sure = proven(quick, tolerance, untried)
     hopeful = [row for row in quick if row["difference"] >= -tolerance]
     verdict = "proven" if sure else "not enough images" if hopeful else "keep the model"
     best, rivals = pick(sure or hopeful)
@@ -31,18 +36,18 @@ def recommend(rows: list[Row], images: int, word: str, tolerance: float = 0.01) 
         "choice": best["name"] if best else None,
         "stack": best.get("stack") if best else None,
         "alike": [row["name"] for row in rivals],
-        "choices": len(quick),
-        "images_needed": images_needed(tolerance, max(1, len(quick))),
-        "sentence": sentence(best, verdict, rivals, images, word, tolerance, len(quick)),
+        "choices": choices,
+        "images_needed": images_needed(tolerance, max(1, choices)),
+        "sentence": sentence(best, verdict, rivals, images, word, tolerance, choices),
     }
 
 
-def proven(rows: list[Row], tolerance: float) -> list[Row]:
+def proven(rows: list[Row], tolerance: float, untried: int = 0) -> list[Row]:
     """Those that lose at most `tolerance`, by Holm's rule: the surest has to be sure as the best of all, and so on."""
     chances = [chance(row, tolerance) for row in rows]
     surest_first = sorted(range(len(rows)), key=chances.__getitem__)
     passed = 0
-    while passed < len(rows) and chances[surest_first[passed]] <= ERROR / (len(rows) - passed):
+    while passed < len(rows) and chances[surest_first[passed]] <= ERROR / (len(rows) + untried - passed):
         passed += 1
     return [rows[i] for i in sorted(surest_first[:passed])]
 

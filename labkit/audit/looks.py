@@ -5,13 +5,13 @@ Tokens with a large norm and no patch of interest are counted too ("Vision Trans
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from labkit import cost
 from labkit.audit.subject import SMALL, Subject
 from labkit.errors import LabkitError
 from labkit.explain.ablation import without
@@ -26,6 +26,8 @@ TITLE = "What it looks at"
 ALIKE = 0.9  # linear CKA above which two heads are told as alike
 IDLE = 0.005  # of the probability of the right class
 FEWEST = 2  # images with which a head is silenced
+WORK = 6e12  # multiply-accumulates for all heads, where that allows more images: two minutes of two cores
+FAST = 1e12
 
 
 def measure(found: Subject, fast: bool = False) -> dict[str, Any]:
@@ -35,7 +37,7 @@ def measure(found: Subject, fast: bool = False) -> dict[str, Any]:
     if odd := headless(seen):
         return {"layers": [], "why": f"images and heads cannot be told apart in the attention of {odd[0]}"}
     entropy, distance = (nested(part) for part in head_measures(seen)[1:3])
-    tested = affordable(found, seen, 20.0 if fast else 120.0)
+    tested = affordable(found, seen, FAST if fast else WORK)
     effects = ablation(found, seen, tested)
     layers = [
         {
@@ -58,16 +60,12 @@ def headless(seen: Trace) -> list[str]:
     return [name for name, found in maps.items() if found.ndim < 4 or len(found) != len(seen.images)]
 
 
-def affordable(found: Subject, seen: Trace, seconds: float) -> int:
-    """With how many images each head can be silenced in about so many seconds: not fewer than FEWEST."""
-    taken = []
-    for _ in range(2):  # the first warms up
-        begin = time.perf_counter()
-        without(found.model, found.inputs[:1], [])
-        taken.append(time.perf_counter() - begin)
-    once = min(taken) * sum(layer.heads for layer in seen.layers)
+def affordable(found: Subject, seen: Trace, work: float) -> int:
+    """With how many images each head can be silenced for so much work, on every machine as many; at least FEWEST."""
+    heads = sum(layer.heads for layer in seen.layers)
+    once = heads * cost.count(found.model, found.size, channels=3).macs
     most = 32 if max(found.size) <= SMALL else 16
-    return min(len(found.inputs), most, max(FEWEST, int(seconds / once)))
+    return min(len(found.inputs), most, max(FEWEST, int(work / once)))
 
 
 def nested(values: Tensor) -> list[list[float | None]]:

@@ -23,7 +23,8 @@ def measure(found: Subject, fast: bool = False, before: list[Row] | None = None)
     for row in picked:
         rounded = replace(Stack(**row["stack"]), weights=8, activations=8, backend="int8")
         tried[f"{row['name']} + int8"] = careful(rounded, found.vit)
-    return stacks.measured(found, tried, 2.0 if fast else 12.0) | {"others": before or []}
+    more = {"others": before or [], "untried": len(rows) - len(picked)}
+    return stacks.measured(found, tried, 2.0 if fast else 12.0) | more
 
 
 def joined(values: dict[str, Any]) -> dict[str, Any]:

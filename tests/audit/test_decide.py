@@ -59,6 +59,11 @@ def test_more_choices_ask_for_more_images():
     assert "for the luckiest of 10 choices with fewer than 600 images" in advice["sentence"]
 
 
+def test_choices_that_were_not_tried_for_what_these_images_said_count_too():
+    advice = recommend([row("fast", 0.5, images=400)], 400, "accuracy", untried=9)
+    assert (advice["verdict"], advice["choices"], advice["images_needed"]) == ("not enough images", 10, 600)
+
+
 def test_where_nothing_is_faster_or_everything_costs_the_model_stays():
     for rows in ([], [row("slow", 1.0)], [row("costly", 0.5, lost=300)], [row("noise", 0.995)]):
         advice = recommend(rows, 3000, "accuracy")
@@ -116,6 +121,17 @@ def test_what_is_recommended_of_thirty_rarely_loses_more_than_is_allowed(kind, c
         assert sum(naive) > 10
     if kind == "half of them are harmless" and not churn:
         assert sum(a["verdict"] == "proven" for a in chosen) > 80
+
+
+def test_a_few_that_the_same_images_picked_are_judged_as_all_of_them():
+    """The combined choices are those whose parts did best; all thirty lose a little more than is allowed."""
+    dice, images, wrong = np.random.default_rng(2), 1000, {0: 0, 28: 0}
+    for _ in range(100):
+        rows = drawn(dice, images, LOSSES["all lose a little too much"], 0.0)
+        picked = sorted(rows, key=lambda each: -each["share"])[:2]
+        for untried in wrong:
+            wrong[untried] += recommend(picked, images, "accuracy", untried=untried)["verdict"] == "proven"
+    assert wrong[28] <= 5 and wrong[0] > 10
 
 
 def test_the_chance_of_one_choice_is_what_it_says():

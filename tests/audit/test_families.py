@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 
+from labkit import cost
 from labkit.audit import bits, looks, measure, speed, stacks
 from labkit.audit.audit import PLAIN_ONLY, SECTIONS, Audit
 from labkit.audit.subject import Subject
@@ -102,9 +103,11 @@ def test_large_models_are_asked_about_fewer_images_without_each_head():
     found = subject_of("test_vit2", **SMALL)
     many = replace(found, inputs=found.inputs[:1].repeat(40, 1, 1, 1))
     seen = trace(many.model, many.inputs[:2])
-    assert looks.affordable(many, seen, 1e-9) == looks.FEWEST
-    assert looks.affordable(many, seen, 1e9) == 32
-    assert looks.affordable(replace(many, inputs=many.inputs[:1]), seen, 1e-9) == 1
+    each = sum(layer.heads for layer in seen.layers) * cost.count(many.model, many.size, channels=3).macs
+    assert looks.affordable(many, seen, 7.5 * each) == 7
+    assert looks.affordable(many, seen, 0.0) == looks.FEWEST
+    assert looks.affordable(many, seen, 1000.0 * each) == 32
+    assert looks.affordable(replace(many, inputs=many.inputs[:1]), seen, 0.0) == 1
 
 
 def test_what_stays_in_floats_is_named_and_norms_without_a_bias_are_not_shifted():

@@ -132,6 +132,10 @@ def test_both_at_once_holds_all_that_was_tried(audit):
     assert values["others"] == [row for name in ("tokens", "bits") for row in audit.sections[name].values["candidates"]]
     for row in values["candidates"]:
         assert row["stack"]["weights"] == 8 and row["stack"]["keep"] < 1
+    ways = [row for row in values["others"] if row["stack"]["reducer"] not in ("none", "random")]
+    assert values["untried"] == len(ways) - len(values["candidates"]) > 0
+    quick = [row for row in audit.candidates() if row["ratio_high"] < 1]
+    assert audit.recommendation()["choices"] == len(quick) + values["untried"]
     assert together.table(values).rows
 
 

@@ -16,7 +16,7 @@ from labkit.errors import LabkitError
 
 Case = Callable[[], object]
 Cases = Generator[Case, None, None]
-SECONDS = 20  # that a case may take before it counts as a hang
+SECONDS = 120  # that a case may take before it counts as a hang, on a machine that does much else
 BAR = ("[#", "[-")  # how the lines begin that say how far a report is
 
 

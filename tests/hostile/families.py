@@ -42,8 +42,8 @@ FAMILIES = {
     "subjects": Family(subjects, 40, hostile=0),
     "pages": Family(pages, 12, hostile=0),
     "rights": Family(rights, 30),
-    "disks": Family(disks, 8, seconds=60, hostile=6),
-    "stops": Family(stops, 9, seconds=60, hostile=9),
+    "disks": Family(disks, 8, hostile=6),
+    "stops": Family(stops, 9, hostile=9),
 }
 SLOW = {"real stops": Family(real_stops, 9, seconds=300, hostile=9)}
 
