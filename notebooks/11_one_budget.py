@@ -215,7 +215,7 @@ labkit.reveal("11 windows save", round(100 * saved))
 
 # %% tags=["nbval-ignore-output"]
 took = {
-    count: clock.compare(built, test.images[:count], rounds=7, warmup=1, seconds=3, clocks=clocks) for count in (32, 1)
+    count: clock.compare(built, test.images[:count], rounds=7, warmup=1, seconds=2, clocks=clocks) for count in (32, 1)
 }
 labkit.table(
     [
@@ -440,7 +440,7 @@ rivals = {
     "8 bits": (alone["8 bits"], share(answers["8 bits"])),
 }
 models = {name: stack.build(net, calib) for name, (stack, _) in rivals.items()}
-timing = clock.compare(models, test.images[:32], rounds=7, warmup=1, seconds=3, clocks=clocks)
+timing = clock.compare(models, test.images[:32], rounds=7, warmup=1, seconds=2, clocks=clocks)
 reach = {name: share(right(stack)) if known is None else known for name, (stack, known) in rivals.items()}
 points = {
     name: charts.Point(
