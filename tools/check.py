@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 Step = tuple[str, list[str]]
-WORKERS = ["-n2", "--dist=loadfile", "--no-loadscope-reorder"]  # whole files, begun in the order in which they come
+WHOLE = ["--dist=loadfile", "--no-loadscope-reorder"]  # a worker takes whole files, in the order in which they come
 
 
 def steps(root: Path, seed: int = 0) -> list[Step]:
@@ -24,7 +24,8 @@ def steps(root: Path, seed: int = 0) -> list[Step]:
         ("ruff check", [*python, "ruff", "check", "."]),
         ("ruff format", [*python, "ruff", "format", "--check", "."]),
         ("mypy", [*python, "mypy"]),
-        ("pytest", [*python, "pytest", "-rs", *WORKERS, "tests"]),
+        # Three for two cores: tests wait for kernels and a browser. Lessons compute all the time, so they are two.
+        ("pytest", [*python, "pytest", "-rs", "-n3", *WHOLE, "tests"]),
         ("notebooks", nbval(shuffled(lessons(root), seed))),
     ]
 
@@ -48,7 +49,7 @@ def shuffled(names: list[str], seed: int) -> list[str]:
 def nbval(names: list[str]) -> list[str]:
     """Each lesson run anew and compared with what is saved: two at a time, in this order, each within its budget."""
     compare = ["--nbval", "--nbval-cell-timeout=180", "--nbval-current-env", "--nbval-sanitize-with=tests/sanitize.cfg"]
-    return [sys.executable, "-m", "pytest", *WORKERS, "-p", "tests.lesson_budget", *compare, *names]
+    return [sys.executable, "-m", "pytest", "-n2", *WHOLE, "-p", "tests.lesson_budget", *compare, *names]
 
 
 def run(todo: list[Step], root: Path) -> int:
