@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from typing import Any
 from labkit import files
 from labkit.errors import LabkitError
 
+LONGEST = 90  # bytes of a folder's path: a socket's whole path has about a hundred
 Told = Callable[[int, int, list[str]], None]  # cells done, cells in all, the tags of the one that begins
 
 
@@ -57,15 +61,12 @@ def engine(notebook: Path, told: Told | None) -> Any:
     from papermill.engines import Engine
 
     class Client(PapermillNotebookClient):  # type: ignore[misc]
-        @contextlib.contextmanager
-        def setup_kernel(self, **how: Any) -> Iterator[None]:
-            with super().setup_kernel(**how):
-                try:
-                    yield
-                except BaseException:
-                    self.shutdown_kernel = "immediate"  # whoever stops it neither waits for it nor hears of it
-                    raise
-                farewell(self.km)
+        def papermill_execute_cells(self) -> None:
+            try:
+                super().papermill_execute_cells()
+            except BaseException:
+                self.shutdown_kernel = "immediate"  # whoever stops it in a cell does not wait for it
+                raise
 
     class Whole(Engine):  # type: ignore[misc]
         @classmethod
@@ -82,31 +83,32 @@ def engine(notebook: Path, told: Told | None) -> Any:
                 begin(cell, cell_index, **more)
 
             manager.save, manager.cell_start = save, start
-            Client(manager, kernel_name=kernel_name, config=encrypted(), log=silent()).execute()
+            with private() as settings:
+                client = Client(manager, kernel_name=kernel_name, config=settings, log=silent())
+                # What cells say is in the notebook; a kernel may still say that it was interrupted while it ended.
+                client.execute(stderr=subprocess.DEVNULL)
 
     return Whole
 
 
-def farewell(kernel: Any) -> None:
-    """Ends a kernel that is done. nbclient would interrupt it first, and one that has answered its last cell but not
-    yet put its handlers back says on our error stream that it was."""
-    from nbclient.util import ensure_async, run_sync
+@contextlib.contextmanager
+def private() -> Iterator[Any]:
+    """Settings for a kernel whose talk no other program hears: it goes through files in a folder of its own.
 
-    async def end() -> None:
-        await ensure_async(kernel.request_shutdown())
-        await ensure_async(kernel.finish_shutdown())
-
-    run_sync(end)()
-
-
-def encrypted() -> Any:
-    """A kernel warns, in the middle of our lines, when others on the machine could overhear it: so they cannot."""
+    A port that is free when it is chosen may be another kernel's when this one begins; then it dies. Where files cannot
+    be used, ports are, encrypted where that is possible.
+    """
     import zmq
     from jupyter_client.manager import KernelManager
     from traitlets.config import Config
 
-    able = zmq.has("curve") and "transport_encryption" in KernelManager.class_trait_names()
-    return Config({"KernelManager": {"transport_encryption": "auto"}} if able else {})
+    with tempfile.TemporaryDirectory(prefix="labkit-", ignore_cleanup_errors=True) as folder:
+        if os.name == "posix" and len(os.fsencode(folder)) < LONGEST:
+            yield Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
+        elif zmq.has("curve") and "transport_encryption" in KernelManager.class_trait_names():
+            yield Config({"KernelManager": {"transport_encryption": "auto"}})
+        else:
+            yield Config()
 
 
 def silent() -> logging.Logger:

@@ -6,12 +6,18 @@ with `-n2 --dist=loadfile`, too: what a lesson took travels with its reports and
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import nbval.kernel
 import pytest
+from jupyter_client.manager import KernelManager
+
+from labkit.execute import private
 
 SECONDS, CELL_SECONDS, MEMORY = 60, 20, 1e9  # a free Binder machine guarantees 1 GB
 
@@ -31,6 +37,14 @@ def peak_memory(pid: int) -> float:
     """Bytes, without mapped library files: the system drops them when memory is short."""
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines())
     return 1024 * (int(status["VmHWM"].split()[0]) - int(status["RssFile"].split()[0]))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """nbval asks nobody for settings; of kernels that begin at a time, one may find its port taken."""
+    stack = contextlib.ExitStack()
+    config.add_cleanup(stack.close)
+    quiet = functools.partial(KernelManager, config=stack.enter_context(private()))
+    stack.enter_context(pytest.MonkeyPatch.context()).setattr(nbval.kernel, "KernelManager", quiet)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from labkit import execute, files
@@ -27,7 +30,7 @@ def test_all_of_it_is_kept_and_nothing_is_said_beside(run, tmp_path, silence):
     silence()
 
 
-def test_a_kernel_that_has_answered_and_not_yet_finished_is_not_interrupted(run, silence):
+def test_what_a_kernel_says_of_its_own_end_is_not_heard(run, silence):
     cell = """
 import time
 handlers = get_ipython().kernel.shell_handlers
@@ -41,6 +44,24 @@ handlers["kernel_info_request"] = slow
 """
     run(cell)
     silence()
+
+
+@pytest.mark.parametrize(("longest", "transport"), [(execute.LONGEST, "ipc"), (0, "tcp")])
+def test_a_kernel_talks_through_files_and_where_they_cannot_be_through_ports(
+    run, tmp_path, monkeypatch, silence, longest, transport
+):
+    monkeypatch.setattr(execute, "LONGEST", longest)
+    run("from ipykernel.connect import get_connection_info; print(get_connection_info(unpack=True)['transport'])")
+    assert books.outputs(tmp_path / "left.ipynb") == f"{transport}\n"
+    silence()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no such files elsewhere")
+def test_the_files_of_a_kernel_are_gone_when_it_is():
+    with execute.private() as settings:
+        folder = Path(settings.KernelManager.ip).parent
+        (folder / "kernel-1").touch()
+    assert not folder.exists()
 
 
 def test_a_cell_that_breaks_is_named(run, tmp_path):

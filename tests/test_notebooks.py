@@ -16,6 +16,8 @@ import jupytext
 import nbformat
 import pytest
 
+from labkit import execute
+from labkit.errors import LabkitError
 from tests import lesson_budget
 from tests.tools import tool
 
@@ -134,14 +136,10 @@ def test_every_link_leads_somewhere(path, notebook):
 # --- a fresh run ------------------------------------------------------------------------------------------------
 def refusal(path: Path, folder: Path, **values):
     """Runs a lesson with other parameters; what stopped it, or None."""
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
-    target = folder / path.name
     try:
-        papermill.execute_notebook(path, target, values, cwd=path.parent, kernel_name="python3", progress_bar=False)
-    except PapermillExecutionError as error:
-        return error
+        execute.execute(path, folder / path.name, values, path.parent)
+    except LabkitError as error:
+        return error.__cause__
     return None
 
 

@@ -15,6 +15,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from labkit.execute import private
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -40,8 +42,9 @@ def run(source: Path) -> str:
     notebook = jupytext.read(source)
     for i, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{i}"  # jupytext draws ids at random, and every run would change the file
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": FOLDER}})
-    client.execute()
+    where = {"metadata": {"path": FOLDER}}
+    with private() as settings:
+        NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where, config=settings).execute()
     target = source.with_suffix(".ipynb")
     nbformat.write(clean(notebook), target)
     os.utime(source)  # jupytext refuses a pair whose text is the older half

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
+import tempfile
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
 import nbformat
 
-HOMES = ("HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+HOMES = ("HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR")
 IDLE = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
 RUN_ALL = """() => {
     window.ran = false;
@@ -72,12 +71,14 @@ class Notebook:
 
 
 class Lab:
-    """A server on a free port of this machine, for as long as the tests run."""
+    """A server on this machine, for as long as the tests run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.token = secrets.token_urlsafe(24)
-        self.url = f"http://127.0.0.1:{free_port()}"
+        self.url = ""  # the port is Jupyter's to choose: one that we found free may be given to others meanwhile
+        # Here kernels have their sockets, whose paths have to be short.
+        self.runtime = tempfile.TemporaryDirectory(prefix="lab-", dir="/tmp", ignore_cleanup_errors=True)
         (folder / "notebooks").mkdir()
         settings = folder / "JUPYTER_CONFIG_DIR" / "labconfig" / "page_config.json"
         settings.parent.mkdir(parents=True)
@@ -92,22 +93,25 @@ class Lab:
         root_user = ["--allow-root"] if os.geteuid() == 0 else []
         return [
             *(sys.executable, "-m", "jupyterlab", "--no-browser", "--expose-app-in-browser", *root_user),
-            *("--ip=127.0.0.1", f"--port={self.url.rsplit(':', 1)[1]}", "--ServerApp.port_retries=0"),
+            *("--ip=127.0.0.1", "--KernelManager.transport=ipc"),
             *(f"--ServerApp.root_dir={self.folder / 'notebooks'}", "--LabApp.news_url=None"),
             "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate",
         ]
 
     def environment(self) -> dict[str, str]:
         folders = {name: str(self.folder / name) for name in HOMES}
-        return os.environ | folders | {"JUPYTER_TOKEN": self.token, "OMP_NUM_THREADS": "1"}
+        told = {"JUPYTER_RUNTIME_DIR": self.runtime.name, "JUPYTER_TOKEN": self.token, "OMP_NUM_THREADS": "1"}
+        return os.environ | folders | told
 
     def wait_until_it_answers(self, seconds: float = 60) -> None:
         start = time.monotonic()
         while time.monotonic() - start < seconds and self.server.poll() is None:
             try:
+                told = next(Path(self.runtime.name).glob("jpserver-*.json"))
+                self.url = f"http://127.0.0.1:{json.loads(told.read_text())['port']}"
                 self.ask("/api/status")
                 return
-            except (urllib.error.URLError, OSError):
+            except (StopIteration, ValueError, OSError):  # not told yet, half told, not listening yet
                 time.sleep(0.1)
         self.stop()
         raise RuntimeError(f"JupyterLab did not answer; its log:\n{(self.folder / 'log').read_text()[-3000:]}")
@@ -140,9 +144,4 @@ class Lab:
         self.server.terminate()
         self.server.wait(timeout=30)
         self.log.close()
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+        self.runtime.cleanup()
