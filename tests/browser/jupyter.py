@@ -76,7 +76,7 @@ class Lab:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.token = secrets.token_urlsafe(24)
-        self.url = ""  # the port is Jupyter's to choose: one that we found free may be given to others meanwhile
+        self.url = ""  # known when the server has told its port
         # Here kernels have their sockets, whose paths have to be short.
         self.runtime = tempfile.TemporaryDirectory(prefix="lab-", dir="/tmp", ignore_cleanup_errors=True)
         (folder / "notebooks").mkdir()
@@ -91,9 +91,12 @@ class Lab:
 
     def command(self) -> list[str]:
         root_user = ["--allow-root"] if os.geteuid() == 0 else []
+        # The port is Jupyter's to choose, for one that we found free may be given to others meanwhile; from a thousand
+        # that no other worker's server looks through, and below those that the system hands out.
+        port = 10_000 + 1_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
         return [
             *(sys.executable, "-m", "jupyterlab", "--no-browser", "--expose-app-in-browser", *root_user),
-            *("--ip=127.0.0.1", "--KernelManager.transport=ipc"),
+            *("--ip=127.0.0.1", f"--port={port}", "--KernelManager.transport=ipc"),
             *(f"--ServerApp.root_dir={self.folder / 'notebooks'}", "--LabApp.news_url=None"),
             "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate",
         ]
