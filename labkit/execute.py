@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,6 +62,13 @@ def engine(notebook: Path, told: Told | None) -> Any:
     from papermill.engines import Engine
 
     class Client(PapermillNotebookClient):  # type: ignore[misc]
+        def start_new_kernel_client(self) -> Any:
+            try:
+                return super().start_new_kernel_client()
+            except RuntimeError as error:
+                see = f"run {sys.executable} -m ipykernel_launcher to see why"
+                raise LabkitError(f"The kernel stopped before it had run anything ({error}); {see}.") from error
+
         def papermill_execute_cells(self) -> None:
             try:
                 super().papermill_execute_cells()

@@ -1,7 +1,8 @@
 """A pytest plugin beside nbval: every cell of a lesson, and the lesson as a whole, keeps its seconds and its memory.
 
 `pytest --nbval -p tests.lesson_budget` reads both from the kernel's process while nbval runs and compares the cells;
-with `-n2 --dist=loadfile`, too: what a lesson took travels with its reports and stands in the one summary.
+with `-n2 --dist=loadfile`, too: what a lesson took travels with its reports and stands in the one summary. Kernels that
+begin at a time keep out of each other's way.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """nbval asks nobody for settings; of kernels that begin at a time, one may find its port taken."""
     stack = contextlib.ExitStack()
     config.add_cleanup(stack.close)
-    quiet = functools.partial(KernelManager, config=stack.enter_context(private()))
-    stack.enter_context(pytest.MonkeyPatch.context()).setattr(nbval.kernel, "KernelManager", quiet)
+    manager = functools.partial(KernelManager, config=stack.enter_context(private()))
+    stack.enter_context(pytest.MonkeyPatch.context()).setattr(nbval.kernel, "KernelManager", manager)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -80,6 +80,16 @@ def test_a_process_that_dies_is_a_sentence(run, tmp_path, silence):
     silence()
 
 
+def test_a_kernel_that_cannot_begin_is_a_sentence(run, tmp_path, monkeypatch, silence):
+    (tmp_path / "ipykernel_launcher.py").write_text("raise SystemExit('half an installation')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(
+        LabkitError, match=r"stopped before it had run anything .*; run .* -m ipykernel_launcher to see"
+    ):
+        run("print(1)")
+    silence()
+
+
 def test_ctrl_c_says_where_it_is(run, tmp_path):
     def stop(done: int, of: int, tags: list[str]) -> None:
         if done == 1:
